@@ -1,0 +1,48 @@
+"""Communication-efficient training in PyTorch: local steps, and slow updates of all agents together."""
+
+from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.mixer import Alone
+from dist_lookahead.comm.simulated import simulate
+from dist_lookahead.level import Every, Level
+from dist_lookahead.move import Copy, Pull
+from dist_lookahead.optimizer import DistributedLookahead
+from dist_lookahead.recipes import (
+    bmuf,
+    diloco,
+    distributed_lookahead,
+    local_sgd,
+    lookahead,
+    multilayer_lookahead,
+    post_local_sgd,
+    slowmo,
+    snoo,
+)
+from dist_lookahead.schedule import Cosine, Linear, Piecewise
+from dist_lookahead.stack import LevelStack, SyncError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Alone",
+    "Copy",
+    "Cosine",
+    "DistributedLookahead",
+    "Every",
+    "Exact",
+    "Level",
+    "LevelStack",
+    "Linear",
+    "Piecewise",
+    "Pull",
+    "SyncError",
+    "bmuf",
+    "diloco",
+    "distributed_lookahead",
+    "local_sgd",
+    "lookahead",
+    "multilayer_lookahead",
+    "post_local_sgd",
+    "simulate",
+    "slowmo",
+    "snoo",
+]

@@ -1,0 +1,1 @@
+"""With whom a level averages."""

@@ -1,0 +1,88 @@
+"""Mixers: how the fast weights of a level's agents come together.
+
+A level's `mix` is a description (`Alone()`, `Exact("world")`). Bound to a communicator it becomes a `Mixer`, which
+works on flat tensors in two halves, with the slow step between them:
+
+    collect      afterwards the owned part of each tensor holds the sum over `agents` agents
+    distribute   afterwards each whole tensor holds what the owners have made of it
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dist_lookahead.comm.communicator import Communicator, Pending
+
+
+class Mixer(Protocol):
+    """A level's way to average, bound to a communicator."""
+
+    @property
+    def agents(self) -> int:
+        """Number of agents in the sum."""
+        ...
+
+    @property
+    def communicates(self) -> bool:
+        """Whether other agents take part."""
+        ...
+
+    @property
+    def shards(self) -> int:
+        """Number of parts into which the slow state is split; a tensor's length is a multiple of it."""
+        ...
+
+    def owned(self, length: int) -> slice:
+        """Return the part of a tensor of `length` whose slow state this agent keeps."""
+        ...
+
+    def collect(self, tensors: Sequence[Tensor]) -> Pending:
+        """Sum the tensors over the agents, in place; all are under way before the first is waited for."""
+        ...
+
+    def distribute(self, tensors: Sequence[Tensor]) -> Pending:
+        """Bring each owner's part to everybody."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """No averaging: the agent's own fast weights, P = I over the other agents.
+
+    Example:
+        >>> Alone()
+        Alone()
+    """
+
+    @property
+    def communicates(self) -> bool:
+        """Whether other agents take part."""
+        return False
+
+    @property
+    def shard(self) -> bool:
+        """Whether the slow state is split over the agents."""
+        return False
+
+    def bind(self, communicator: Communicator) -> Mixer:
+        """Return the mixer of an agent that listens to itself only."""
+        return _Own()
+
+
+class _Own:
+    """The mixer of one agent: the sum over one is the tensor itself."""
+
+    agents = 1
+    communicates = False
+    shards = 1
+
+    def owned(self, length: int) -> slice:
+        return slice(0, length)
+
+    def collect(self, tensors: Sequence[Tensor]) -> Pending:
+        yield from ()
+
+    def distribute(self, tensors: Sequence[Tensor]) -> Pending:
+        yield from ()

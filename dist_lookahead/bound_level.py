@@ -1,0 +1,110 @@
+"""A level bound to a stack: the mixer it averages with, its slow state and its counters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dist_lookahead.averaging.mixer import Mixer
+from dist_lookahead.bucket import Bucket
+from dist_lookahead.level import Level
+from dist_lookahead.move import slow_step
+
+
+@dataclass
+class BoundLevel:
+    """A level with its state.
+
+    Attributes:
+        index: place in the stack, 0 innermost.
+        level: the description.
+        mixer: the level's way to average.
+        due: fast step of the next sync.
+        slow: z per bucket, the part that this agent owns; empty without slow weights.
+        momentum: v per bucket, likewise.
+        gammas: the last non-zero fast learning rate per parameter group, where the momentum follows it.
+        last: fast step of the last sync.
+        rounds: number of syncs so far.
+        coefficients: (alpha, beta) of the last sync.
+    """
+
+    index: int
+    level: Level
+    mixer: Mixer
+    due: int
+    slow: list[Tensor] = field(default_factory=list)
+    momentum: list[Tensor] = field(default_factory=list)
+    gammas: dict[int, float] = field(default_factory=dict)
+    last: int = 0
+    rounds: int = 0
+    coefficients: tuple[float, float] = (1.0, 0.0)
+
+    def owned(self, bucket: Bucket) -> slice:
+        """Return the elements of a bucket whose slow state is kept here."""
+        return self.mixer.owned(bucket.fast.numel())
+
+    def adopt(self, bucket: Bucket) -> None:
+        """Start slow weights and slow momentum of a bucket from its present weights."""
+        own = bucket.fast[self.owned(bucket)]
+        if self.level.move.keeps_slow_weights:
+            self.slow.append(own.clone())
+        if self.level.move.keeps_momentum:
+            self.momentum.append(torch.zeros_like(own))
+
+    def follow(self, buckets: Sequence[Bucket]) -> None:
+        """Take the present weights as slow weights."""
+        for slow, bucket in zip(self.slow, buckets, strict=False):
+            slow.copy_(bucket.fast[self.owned(bucket)])
+
+    def reset_momentum(self) -> None:
+        """Forget the slow momentum."""
+        for momentum in self.momentum:
+            momentum.zero_()
+
+    def move(self, buckets: Sequence[Bucket], rates: Sequence[float | None], step: int) -> None:
+        """Take the slow step in every bucket, from the agents' sum.
+
+        Args:
+            buckets: hold the sum over the agents in the owned part, and the level's new weights there afterwards.
+            rates: the fast learning rates of the round's last fast step, per parameter group.
+            step: fast steps done.
+        """
+        gammas = dict(enumerate(rates)) if self.level.move.follow_lr else {}
+        ratios = {
+            group: gamma / self.gammas.get(group, gamma or 1.0) for group, gamma in gammas.items() if gamma is not None
+        }
+        self.coefficients = self.level.move.coefficients(step)
+        for index, bucket in enumerate(buckets):
+            for part, ratio in self._parts(bucket, ratios):
+                self._slow_step(index, bucket, part, ratio)
+        self.gammas.update({group: gamma for group, gamma in gammas.items() if gamma})
+
+    def commit(self, step: int) -> None:
+        """Count the sync; one in the middle of a round leaves the schedule as it was."""
+        self.last, self.rounds = step, self.rounds + 1
+        if step >= self.due:
+            self.due = self.level.when.after(step)
+
+    def _slow_step(self, index: int, bucket: Bucket, part: slice, ratio: float) -> None:
+        start = self.owned(bucket).start
+        own = slice(part.start - start, part.stop - start)
+        alpha, beta = self.coefficients
+        slow_step(
+            self.level.move,
+            bucket.fast[part],
+            self.slow[index][own] if self.slow else None,
+            self.momentum[index][own] if self.momentum else None,
+            agents=self.mixer.agents,
+            alpha=alpha,
+            beta=beta,
+            ratio=ratio,
+        )
+
+    def _parts(self, bucket: Bucket, ratios: dict[int, float]) -> list[tuple[slice, float]]:
+        """Cut the owned weights by the factor of their slow momentum: one part where it is the same for all."""
+        owned = self.owned(bucket)
+        if len(set(ratios.values())) > 1:
+            return [(part, ratios.get(group, 1.0)) for part, group in bucket.segments(owned)]
+        end = min(owned.stop, bucket.weights_end)
+        return [(slice(owned.start, end), next(iter(ratios.values()), 1.0))] if owned.start < end else []

@@ -1,0 +1,183 @@
+"""Buckets: the weights of one dtype and device in one contiguous tensor.
+
+One collective and one pass of the slow step serve a whole bucket. A bucket costs no memory where its parameters are
+views of it, and a sync then copies nothing. Parameters that are not views (half precision, staged here in float32;
+memory owned by somebody else; re-pointed later by `.to(memory_format=...)` and the like) are copied in before a sync
+and out after it: that costs time, never correctness.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16  # bytes: the widest vector loads that kernels use on a parameter's first element
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter to average: its name for messages and checkpoints, and its parameter group."""
+
+    name: str
+    parameter: Tensor
+    group: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a weight lies in its bucket: elements start .. start + numel, with the parameter's own strides."""
+
+    weight: Weight
+    start: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        """Element after the last."""
+        return self.start + self.shape.numel()
+
+    def of(self, flat: Tensor) -> Tensor:
+        """Return this slot of a flat tensor, shaped like the parameter."""
+        return flat.as_strided(self.shape, self.stride, flat.storage_offset() + self.start)
+
+
+class Bucket:
+    """The weights of one dtype and device.
+
+    Args:
+        weights: of one dtype and device.
+        parts: the length is made a multiple of this (the number of shards).
+        tail: extra elements after the weights, for the mail that travels with a sync.
+    """
+
+    def __init__(self, weights: Sequence[Weight], *, parts: int = 1, tail: int = 0) -> None:
+        first = weights[0].parameter
+        self.dtype = staging_dtype(first.dtype)
+        self.slots = _lay_out(weights, self.dtype)
+        self.weights_end = self.slots[-1].stop
+        length = -(-(self.weights_end + tail) // parts) * parts
+        self.fast = torch.zeros(length, dtype=self.dtype, device=first.device)
+        self.tail = self.fast[self.weights_end : self.weights_end + tail]
+        self._adopt()
+
+    @property
+    def weights(self) -> Tensor:
+        """The bucket without its tail."""
+        return self.fast[: self.weights_end]
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Copy the weights that are not views into the bucket."""
+        strays = self._strays()
+        if strays:
+            torch._foreach_copy_([s.of(self.fast) for s in strays], [s.weight.parameter for s in strays])
+
+    @torch.no_grad()
+    def scatter(self) -> None:
+        """Copy the bucket out to the weights that are not views of it."""
+        strays = self._strays()
+        if strays:
+            torch._foreach_copy_([s.weight.parameter for s in strays], [s.of(self.fast) for s in strays])
+
+    def fits(self) -> bool:
+        """Whether every parameter still has the bucket's device and dtype."""
+        return all(
+            slot.weight.parameter.device == self.fast.device
+            and staging_dtype(slot.weight.parameter.dtype) == self.dtype
+            for slot in self.slots
+        )
+
+    def segments(self, owned: slice) -> list[tuple[slice, int]]:
+        """Return the owned part of the weights, cut where the parameter group changes: (elements, group)."""
+        cuts: list[tuple[slice, int]] = []
+        starts = [slot.start for slot in self.slots[1:]] + [self.weights_end]
+        start = 0
+        for slot, following, end in zip(self.slots, [*self.slots[1:], None], starts, strict=True):
+            if following is None or following.weight.group != slot.weight.group:
+                low, high = max(start, owned.start), min(end, owned.stop)
+                if low < high:
+                    cuts.append((slice(low, high), slot.weight.group))
+                start = end
+        return cuts
+
+    def _strays(self) -> list[Slot]:
+        base, size = self.fast.data_ptr(), self.fast.element_size()
+        return [
+            slot
+            for slot in self.slots
+            if slot.weight.parameter.data_ptr() != base + slot.start * size
+            or slot.weight.parameter.stride() != slot.stride
+            or slot.weight.parameter.dtype != self.dtype
+        ]
+
+    @torch.no_grad()
+    def _adopt(self) -> None:
+        """Fill the bucket, and make the parameters views of it where nobody else can notice."""
+        users = Counter(slot.weight.parameter.data_ptr() for slot in self.slots)
+        for slot in self.slots:
+            parameter = slot.weight.parameter
+            tied = users[parameter.data_ptr()] > 1
+            slot.of(self.fast).copy_(parameter)
+            if parameter.dtype == self.dtype and not tied and _owns_its_memory(parameter):
+                parameter.data = slot.of(self.fast)
+
+
+def make_buckets(weights: Iterable[Weight], *, parts: int = 1, tail: int = 0) -> list[Bucket]:
+    """Sort weights into buckets by dtype and device; the first bucket gets the tail.
+
+    Raises:
+        ValueError: for parameters that cannot be averaged: complex, integer, sparse or sharded ones.
+    """
+    kinds: dict[tuple[torch.dtype, torch.device], list[Weight]] = {}
+    for weight in weights:
+        _check_weight(weight)
+        kinds.setdefault((weight.parameter.dtype, weight.parameter.device), []).append(weight)
+    return [Bucket(group, parts=parts, tail=tail if index == 0 else 0) for index, group in enumerate(kinds.values())]
+
+
+def staging_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which weights are averaged: at least float32.
+
+    Example:
+        >>> staging_dtype(torch.bfloat16), staging_dtype(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _lay_out(weights: Sequence[Weight], dtype: torch.dtype) -> list[Slot]:
+    align = ALIGNMENT // dtype.itemsize
+    slots, start = [], 0
+    for weight in weights:
+        slots.append(Slot(weight, start, weight.parameter.shape, _dense_stride(weight.parameter)))
+        start = -(-slots[-1].stop // align) * align
+    return slots
+
+
+def _dense_stride(parameter: Tensor) -> tuple[int, ...]:
+    """The parameter's own strides if it fills its memory without gaps (channels_last, say), else contiguous."""
+    return torch.empty_like(parameter, device="meta", memory_format=torch.preserve_format).stride()
+
+
+def _owns_its_memory(parameter: Tensor) -> bool:
+    """Whether the parameter is dense and alone in its storage; flattened or shared memory is not ours to move."""
+    alone = parameter.untyped_storage().nbytes() == parameter.numel() * parameter.element_size()
+    shared = parameter.device.type == "cpu" and parameter.is_shared()
+    return alone and not shared and parameter.stride() == _dense_stride(parameter)
+
+
+def _check_weight(weight: Weight) -> None:
+    parameter = weight.parameter
+    if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
+        raise ValueError(
+            f"parameter {weight.name!r} has dtype {parameter.dtype}, which cannot be averaged: "
+            "use float64, float32, bfloat16 or float16 (torch.view_as_real for complex numbers)"
+        )
+    if parameter.layout != torch.strided or type(parameter) not in (Tensor, torch.nn.Parameter):
+        raise ValueError(
+            f"parameter {weight.name!r} is a {type(parameter).__name__} of layout {parameter.layout}; "
+            "only plain dense parameters can be averaged"
+        )

@@ -1,0 +1,1 @@
+"""Communication between agents: real processes or many agents in one process, behind one protocol."""

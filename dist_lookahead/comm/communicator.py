@@ -1,0 +1,95 @@
+"""The communicator: what an agent needs from the others, and nothing more.
+
+Code that communicates is written as a generator which starts collectives and yields each pending `Work` before it
+reads the result. The communicator drives the generator: one with real processes waits for each work in turn; a
+simulated one steps the generators of all its agents together, in one process. So there is one code path for both.
+"""
+
+from collections.abc import Generator
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Work(Protocol):
+    """A collective that has been started."""
+
+    def wait(self) -> object:
+        """Block until the result has arrived."""
+        ...
+
+
+Pending = Generator[Work, None, None]
+
+
+class CollectiveError(RuntimeError):
+    """A collective failed or timed out; `absent` are the ranks that did not report, () where that is not known."""
+
+    def __init__(self, message: str, absent: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.absent = absent
+
+
+class Communicator(Protocol):
+    """One agent's end of a group of agents.
+
+    All agents call the same collectives in the same order with tensors of the same size and dtype.
+    """
+
+    @property
+    def rank(self) -> int:
+        """This agent's number, 0 <= rank < size."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of agents."""
+        ...
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that this agent has sent so far, as `ring_bytes` counts them."""
+        ...
+
+    @property
+    def seconds_syncing(self) -> float:
+        """Seconds spent in `run` so far: waiting for others, transfer and slow steps."""
+        ...
+
+    def axis(self, name: str) -> "Communicator":
+        """Return the communicator along a mesh axis; "world" is the whole group."""
+        ...
+
+    def all_reduce(self, tensor: Tensor) -> Work:
+        """Start to sum `tensor` over the agents, in place."""
+        ...
+
+    def reduce_scatter(self, output: Tensor, tensor: Tensor) -> Work:
+        """Start to sum `tensor` (size * D,) over the agents; agent r gets part r in `output` (D,)."""
+        ...
+
+    def all_gather(self, output: Tensor, tensor: Tensor) -> Work:
+        """Start to collect every agent's `tensor` (D,) in `output` (size * D,)."""
+        ...
+
+    def broadcast(self, tensor: Tensor) -> Work:
+        """Start to overwrite `tensor` with agent 0's."""
+        ...
+
+    def run(self, pending: Pending) -> None:
+        """Drive a communicating generator to its end; a failure is thrown into it as a `CollectiveError`."""
+        ...
+
+
+def ring_bytes(collective: str, nbytes: int, size: int) -> int:
+    """Bytes that one agent sends in a collective over the whole tensor of `nbytes` (ring algorithms).
+
+    An all-reduce is a reduce-scatter and an all-gather of (n - 1) / n of the bytes each. A broadcast is counted as
+    a pipeline, in which each agent but the last passes the tensor on once.
+
+    Example:
+        >>> ring_bytes("all_reduce", 1000, size=2), ring_bytes("all_gather", 1000, size=4)
+        (1000, 750)
+    """
+    passes = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "broadcast": 1}[collective]
+    return passes * nbytes * (size - 1) // size

@@ -1,0 +1,227 @@
+"""Many agents in one process: the collectives of an in-memory board, stepped in lockstep."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_lookahead.comm.communicator import Communicator, Pending, Work, ring_bytes
+
+
+def simulate(agents: int) -> list[Communicator]:
+    """Return the communicators of `agents` simulated agents, one for each optimizer.
+
+    Step the agents in turn. What an agent has to communicate waits until every other agent has come to the same
+    point, and then happens for all of them at once; an agent that runs ahead gets an error, never a deadlock.
+
+    Args:
+        agents: number of agents, >= 1.
+
+    Example:
+        >>> from dist_lookahead import DistributedLookahead, local_sgd
+        >>> weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+        >>> agents = [
+        ...     DistributedLookahead(torch.optim.SGD([w], lr=1.0), local_sgd(tau=1), communicator=c)
+        ...     for w, c in zip(weights, simulate(2), strict=True)
+        ... ]
+        >>> for gradient, w, optimizer in zip([1.0, 3.0], weights, agents, strict=True):
+        ...     w.grad = torch.tensor([gradient])
+        ...     optimizer.step()
+        >>> [w.item() for w in weights]
+        [-2.0, -2.0]
+    """
+    if agents < 1:
+        raise ValueError(f"simulate(agents={agents}): at least 1 agent is needed")
+    board = _Board(agents)
+    return [SimulatedCommunicator(board, rank) for rank in range(agents)]
+
+
+@dataclass
+class _Post:
+    """One agent's part in a collective."""
+
+    kind: str
+    tensor: Tensor
+    output: Tensor
+
+
+@dataclass
+class _Board:
+    """Where the agents of one process meet."""
+
+    size: int
+    parked: dict[int, Pending] = field(default_factory=dict)
+    operations: dict[int, dict[int, _Post]] = field(default_factory=dict)
+
+    def enter(self, rank: int, pending: Pending) -> None:
+        """Park an agent's generator; the last agent to come starts all of them."""
+        if rank in self.parked:
+            late = sorted(set(range(self.size)) - set(self.parked))
+            raise RuntimeError(
+                f"simulated agent {rank} communicates again before agents {late} have come to its last sync: "
+                "step the agents in turn, all with the same levels"
+            )
+        self.parked[rank] = pending
+        if len(self.parked) == self.size:
+            generators = [self.parked[r] for r in range(self.size)]
+            self.parked.clear()
+            _lockstep(generators)
+
+    def post(self, number: int, rank: int, post: _Post) -> None:
+        self.operations.setdefault(number, {})[rank] = post
+
+    def complete(self, number: int) -> None:
+        """Do operation `number` for every agent, once."""
+        posts = self.operations.pop(number, None)
+        if posts is None:
+            return
+        ordered = [posts[rank] for rank in sorted(posts)]
+        _check_alike(ordered, self.size)
+        _COLLECTIVES[ordered[0].kind](ordered)
+
+
+class SimulatedCommunicator:
+    """One agent's end of a board in memory; alone on its board it is the communicator of a single process."""
+
+    def __init__(self, board: _Board, rank: int) -> None:
+        self._board = board
+        self._rank = rank
+        self._started = 0
+        self._bytes_sent = 0
+        self._seconds = 0.0
+
+    @property
+    def rank(self) -> int:
+        """This agent's number."""
+        return self._rank
+
+    @property
+    def size(self) -> int:
+        """Number of agents on the board."""
+        return self._board.size
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that this agent would have sent over a network."""
+        return self._bytes_sent
+
+    @property
+    def seconds_syncing(self) -> float:
+        """Seconds spent in `run`: the last agent to come does the work of all."""
+        return self._seconds
+
+    def axis(self, name: str) -> "SimulatedCommunicator":
+        """Return this communicator for "world"."""
+        if name != "world":
+            raise ValueError(f"axis {name!r} does not exist: simulated agents have the axis 'world' only")
+        return self
+
+    def all_reduce(self, tensor: Tensor) -> Work:
+        """Start to sum `tensor` over the agents, in place."""
+        return self._post("all_reduce", tensor, tensor, tensor)
+
+    def reduce_scatter(self, output: Tensor, tensor: Tensor) -> Work:
+        """Start to sum `tensor` over the agents; agent r gets part r."""
+        return self._post("reduce_scatter", tensor, output, tensor)
+
+    def all_gather(self, output: Tensor, tensor: Tensor) -> Work:
+        """Start to collect every agent's `tensor` in `output`."""
+        return self._post("all_gather", tensor, output, output)
+
+    def broadcast(self, tensor: Tensor) -> Work:
+        """Start to overwrite `tensor` with agent 0's."""
+        return self._post("broadcast", tensor, tensor, tensor)
+
+    def run(self, pending: Pending) -> None:
+        """Park the generator until every agent has one, then drive all of them together."""
+        start = time.perf_counter()
+        try:
+            self._board.enter(self._rank, pending)
+        finally:
+            self._seconds += time.perf_counter() - start
+
+    def _post(self, kind: str, tensor: Tensor, output: Tensor, whole: Tensor) -> Work:
+        number, self._started = self._started, self._started + 1
+        self._bytes_sent += ring_bytes(kind, whole.numel() * whole.element_size(), self.size)
+        self._board.post(number, self._rank, _Post(kind, tensor, output))
+        return _BoardWork(self._board, number)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SimulatedCommunicator":
+        # A copied optimizer is a spare of the same agent: it talks through the same end.
+        return self
+
+
+@dataclass
+class _BoardWork:
+    board: _Board
+    number: int
+
+    def wait(self) -> None:
+        self.board.complete(self.number)
+
+
+def _lockstep(generators: list[Pending]) -> None:
+    while True:
+        works = [next(generator, None) for generator in generators]
+        finished = [rank for rank, work in enumerate(works) if work is None]
+        if len(finished) == len(works):
+            return
+        if finished:
+            raise RuntimeError(
+                f"simulated agents {finished} have nothing more to communicate where the others wait for them: "
+                "all agents need the same levels and the same number of steps"
+            )
+        for work in works:
+            assert work is not None
+            work.wait()
+
+
+def _check_alike(posts: list[_Post], size: int) -> None:
+    described = [(p.kind, tuple(p.tensor.shape), p.tensor.dtype) for p in posts]
+    if len(posts) != size or len(set(described)) > 1:
+        raise RuntimeError(f"simulated agents started different collectives: {described}")
+
+
+@torch.no_grad()
+def _sum(posts: list[_Post]) -> Tensor:
+    """Sum in rank order: the same order on every run."""
+    total = posts[0].tensor.clone()
+    for post in posts[1:]:
+        total.add_(post.tensor)
+    return total
+
+
+@torch.no_grad()
+def _all_reduce(posts: list[_Post]) -> None:
+    total = _sum(posts)
+    for post in posts:
+        post.output.copy_(total)
+
+
+@torch.no_grad()
+def _reduce_scatter(posts: list[_Post]) -> None:
+    for post, part in zip(posts, _sum(posts).chunk(len(posts)), strict=True):
+        post.output.copy_(part)
+
+
+@torch.no_grad()
+def _all_gather(posts: list[_Post]) -> None:
+    whole = torch.cat([post.tensor for post in posts])
+    for post in posts:
+        post.output.copy_(whole)
+
+
+@torch.no_grad()
+def _broadcast(posts: list[_Post]) -> None:
+    for post in posts[1:]:
+        post.output.copy_(posts[0].tensor)
+
+
+_COLLECTIVES = {
+    "all_reduce": _all_reduce,
+    "reduce_scatter": _reduce_scatter,
+    "all_gather": _all_gather,
+    "broadcast": _broadcast,
+}

@@ -1,0 +1,94 @@
+"""Mail: a few small numbers from every agent that travel with a sync, at no extra round trip.
+
+The tail of the first bucket has one row per agent. Each agent fills its own row and leaves the others 0, so that the
+sum over the agents is the table of all rows. Numbers up to 2^24 arrive exactly, also in float32.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+from torch import Tensor
+
+FIELDS = ("clock", "joining", "buffers", "flag")
+_LIMIT = 2**24
+_MUST_AGREE = {
+    "clock": "agents are at different fast steps: {}. All agents must call step() equally often",
+    "joining": (
+        "parameters joined on some agents only (fingerprints: {}): call add_param_group, or unfreeze, on all agents "
+        "between the same two syncs, in the same order"
+    ),
+    "buffers": (
+        "fast_buffers='average' needs the same optimizer buffers on all agents (fingerprints: {}): some parameter "
+        "had no gradient on some agent. Use fast_buffers='keep'"
+    ),
+}
+
+
+class Mail:
+    """This agent's row, and the table that arrived with the last sync.
+
+    Args:
+        rank: this agent's row.
+        agents: number of rows.
+    """
+
+    def __init__(self, rank: int, agents: int) -> None:
+        self._rank = rank
+        self._agents = agents
+        self.outgoing = dict.fromkeys(FIELDS, 0)
+        self.received: dict[str, tuple[int, ...]] = {field: (0,) * agents for field in FIELDS}
+
+    @property
+    def length(self) -> int:
+        """Elements that the table takes; a single agent writes to nobody."""
+        return len(FIELDS) * self._agents if self._agents > 1 else 0
+
+    def write(self, tail: Tensor) -> None:
+        """Fill the table before the sum."""
+        row = [self.outgoing[field] % _LIMIT for field in FIELDS]
+        tail.zero_()
+        tail.view(self._agents, len(FIELDS))[self._rank] = tail.new_tensor(row)
+
+    def read(self, tail: Tensor) -> None:
+        """Take the table after the sum, and empty this agent's flag."""
+        columns = tail.view(self._agents, len(FIELDS)).t().tolist()
+        self.deliver({field: tuple(int(v) for v in column) for field, column in zip(FIELDS, columns, strict=True)})
+
+    def read_own(self) -> None:
+        """Take this agent's own row for the table of a single agent."""
+        self.deliver({field: (self.outgoing[field] % _LIMIT,) for field in FIELDS})
+
+    def deliver(self, table: dict[str, tuple[int, ...]]) -> None:
+        """Accept a table.
+
+        Raises:
+            RuntimeError: where agents are not at the same point of the same training.
+        """
+        self.received = table
+        self.outgoing["flag"] = 0
+        for field, complaint in _MUST_AGREE.items():
+            if len(set(table[field])) > 1:
+                raise RuntimeError(complaint.format(who_says_what(table[field])))
+
+
+def who_says_what(values: Sequence[object]) -> str:
+    """Group agents by what they say.
+
+    Example:
+        >>> who_says_what([3, 3, 5])
+        '3 on agents [0, 1]; 5 on agents [2]'
+    """
+    agents: dict[object, list[int]] = {}
+    for agent, value in enumerate(values):
+        agents.setdefault(value, []).append(agent)
+    return "; ".join(f"{value} on agents {who}" for value, who in agents.items())
+
+
+def fingerprint(text: str) -> int:
+    """Return a number that fits a mail field and is 0 for the empty text only.
+
+    Example:
+        >>> fingerprint(""), fingerprint("a") == fingerprint("b")
+        (0, False)
+    """
+    return zlib.crc32(text.encode()) % (_LIMIT - 1) + 1 if text else 0

@@ -1,0 +1,227 @@
+"""The optimizer shell: a torch optimizer made of a fast optimizer and a stack of levels."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dist_lookahead import swap
+from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.comm.process_group import default_communicator
+from dist_lookahead.level import Level
+from dist_lookahead.stability import instabilities
+from dist_lookahead.stack import LevelStack
+
+
+class DistributedLookahead(Optimizer):
+    """Fast steps of any optimizer, and slow updates by a stack of levels, behind the interface of one optimizer.
+
+    Each `step` is a step of `inner`. Where a level is due, the agents communicate and the slow update follows:
+    z <- z + alpha (mean_i x_i - z), x_i <- z, or what the levels say. Nothing else communicates. No model wrapper is
+    needed: leave DistributedDataParallel out.
+
+    At construction all agents compare parameters and levels and take the weights of agent 0.
+
+    Args:
+        inner: the fast optimizer, before its first step.
+        levels: from a recipe such as `slowmo(tau=12)`, or a list of `Level`, innermost first.
+        model: gives parameters their names, and the buffers to average; all its weights are taken from agent 0.
+            Without it only the optimizer's parameters are looked after.
+        communicator: this agent's end; by default the default process group's, or that of a single agent.
+        model_buffers: "average" floating point buffers (BatchNorm statistics) over the agents at the outermost
+            sync, or leave them "local".
+        check_every: compare a checksum of the weights between agents after every so many syncs; 0 for the first
+            sync only.
+
+    Raises:
+        ValueError: for levels that do not fit together, parameters that cannot be averaged, and agents that differ.
+        SyncError: from `step`, where agents are lost or late.
+
+    Example:
+        >>> from dist_lookahead import lookahead
+        >>> w = nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = DistributedLookahead(torch.optim.SGD([w], lr=0.25), lookahead(tau=2, alpha=0.5))
+        >>> for _ in range(2):
+        ...     w.grad = torch.ones(1)
+        ...     optimizer.step()
+        >>> w.item()
+        0.75
+
+    Reference: Wang, Tantia, Ballas and Rabbat, ICASSP 2020; arXiv 1907.08610; arXiv 1910.00643.
+    """
+
+    # GradScaler skips the step of other optimizers after an overflow. Agents overflow at different steps, and a step
+    # that one of them skips would leave the others waiting at the next sync, so that skipping is done here.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        inner: Optimizer,
+        levels: Sequence[Level],
+        *,
+        model: nn.Module | None = None,
+        communicator: Communicator | None = None,
+        model_buffers: Literal["average", "local"] = "average",
+        check_every: int = 0,
+    ) -> None:
+        if not isinstance(inner, Optimizer) or isinstance(inner, DistributedLookahead):
+            raise ValueError(
+                f"inner={type(inner).__name__}: give a plain torch optimizer, and all levels in one list (wrapping a "
+                "wrapper leaves the inner slow weights stale)"
+            )
+        if model_buffers not in ("average", "local"):
+            raise ValueError(f"model_buffers={model_buffers!r} must be 'average' or 'local'")
+        if check_every < 0:
+            raise ValueError(f"check_every={check_every} must be at least 0")
+        self.inner = inner
+        self.__setstate__({})
+        for sentence in instabilities(levels, inner):
+            warnings.warn(sentence, stacklevel=2)
+        self.stack = LevelStack(
+            inner,
+            levels,
+            communicator=default_communicator() if communicator is None else communicator,
+            model=model,
+            average_buffers=model_buffers == "average",
+            check_every=check_every,
+        )
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride] - live view
+        """The inner optimizer's parameter groups themselves."""
+        return self.inner.param_groups
+
+    @property
+    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride] - a live view, never an alias
+        """The inner optimizer's state itself."""
+        return self.inner.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride] - a live view
+        """The inner optimizer's defaults themselves."""
+        return self.inner.defaults
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride] - torch overloads it
+        """Take a fast step, and fire the levels that are due.
+
+        Args:
+            closure: reevaluates the model and returns the loss, for inner optimizers that take one.
+        """
+        if self._is_probe():
+            return self.inner.step(closure)
+        self.stack.begin_step()
+        loss = self._fast_step(closure)
+        self.stack.end_step()
+        return loss
+
+    def sync(self) -> None:
+        """Fire all levels now, on all agents: for the last, partial round of a training."""
+        self.stack.flush()
+
+    def slow_weights(self) -> AbstractContextManager[None]:
+        """Return a context with the outermost slow weights, and their BatchNorm statistics, in the model.
+
+        It never communicates, so that one agent alone may evaluate.
+
+        Raises:
+            RuntimeError: in the middle of a round where nobody has all slow weights (`Copy`, or a sharded level).
+
+        Example:
+            >>> from dist_lookahead import lookahead
+            >>> w = nn.Parameter(torch.tensor([1.0]))
+            >>> optimizer = DistributedLookahead(torch.optim.SGD([w], lr=0.25), lookahead(tau=2))
+            >>> w.grad = torch.ones(1)
+            >>> optimizer.step()
+            >>> with optimizer.slow_weights():
+            ...     print(w.item())
+            1.0
+            >>> w.item()
+            0.75
+        """
+        return swap.slow_weights(self.stack)
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Return a context with the mean of all agents' fast weights in the model; a collective to enter."""
+        return swap.averaged_weights(self.stack)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, as the inner optimizer does it."""
+        self.inner.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the inner optimizer; at the next sync it takes the agents' mean and joins all levels.
+
+        Call it on all agents between the same two syncs.
+        """
+        self.inner.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the inner optimizer's state in the standard form, and the levels' under "levels"."""
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state: dict[str, Any] = {**self.inner.state_dict(), "levels": self.stack.state_dict()}
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state = after(self, state) or state
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned.
+
+        Without "levels" (from a plain optimizer, or through `torch.distributed.checkpoint`, which carries the two
+        standard keys only) the levels stay as they are: load `optimizer.stack` as well.
+        """
+        state_dict = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        if "levels" in state_dict:
+            self.stack.load_state_dict(state_dict["levels"])
+        self.inner.load_state_dict({key: value for key, value in state_dict.items() if key != "levels"})
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _is_probe(self) -> bool:
+        """Whether this step is torch.distributed.checkpoint's way to make an optimizer fill its state.
+
+        It sets all learning rates to zero and all gradients to zero or none. That is no training step: it must not
+        move the clock, not even in the middle of a training.
+        """
+        return all(_is_zero(group.get("lr")) for group in self.param_groups) and not any(
+            p.grad is not None and bool(p.grad.count_nonzero()) for group in self.param_groups for p in group["params"]
+        )
+
+    def _fast_step(self, closure: Callable[[], float] | None) -> float | None:
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is None:
+            return self.inner.step(closure)
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        if getattr(self.inner, "_step_supports_amp_scaling", False):
+            self.inner.found_inf, self.inner.grad_scale = found_inf, grad_scale  # pyright: ignore[reportAttributeAccessIssue] - GradScaler's protocol
+            try:
+                return self.inner.step(closure)
+            finally:
+                del self.inner.found_inf, self.inner.grad_scale  # pyright: ignore[reportAttributeAccessIssue] - see above
+        if found_inf.item():
+            return None
+        if grad_scale is not None:
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_(grads, grad_scale.double().reciprocal().float().item())
+        return self.inner.step(closure)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Not __dict__: learning rate schedulers store a bound `step` there, and a copy would step the original.
+        return {"inner": self.inner, "stack": self.stack}
+
+    def __repr__(self) -> str:
+        levels = "\n".join(f"    {level}" for level in self.stack.levels)
+        return f"DistributedLookahead(\n{levels}\n) around {self.inner!r}"
+
+
+def _is_zero(rate: Any) -> bool:
+    """Whether a learning rate is zero; one on an accelerator is not asked, which would wait for the device."""
+    if isinstance(rate, Tensor):
+        return rate.device.type == "cpu" and not bool(rate)
+    return rate == 0

@@ -1,0 +1,249 @@
+"""Named methods as stacks of levels, innermost first.
+
+Every recipe returns a list of `Level`s, to be used as it is, changed, or extended by further levels.
+"""
+
+from collections.abc import Sequence
+
+from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.mixer import Alone
+from dist_lookahead.level import Every, FastBuffers, Level
+from dist_lookahead.move import Copy, Pull
+from dist_lookahead.schedule import Piecewise, Scheduled
+
+
+def lookahead(tau: Scheduled = 5, alpha: Scheduled = 0.5, *, fast_buffers: FastBuffers = "keep") -> list[Level]:
+    """Lookahead: k steps forward, 1 step back, each agent for itself.
+
+    Every tau steps: z <- z + alpha (x - z), x <- z.
+
+    Args:
+        tau: fast steps between pulls (k in the paper), >= 1.
+        alpha: slow step size, > 0.
+        fast_buffers: "keep" (the paper's experiments maintain the inner optimizer's buffers) or "reset".
+
+    Defaults: tau = 5 is that of the authors' code; alpha = 0.5 lies inside the range {0.5, 0.8} they tuned over.
+
+    Example:
+        >>> lookahead()[0].when
+        Every(tau=5)
+
+    Reference: arXiv 1907.08610, Algorithm 1.
+    """
+    return [Level(Every(tau), Alone(), Pull(alpha), fast_buffers)]
+
+
+def multilayer_lookahead(
+    taus: Sequence[int] = (5, 5),
+    alphas: Sequence[Scheduled] = (0.5, 0.5),
+    *,
+    fast_buffers: FastBuffers = "keep",
+) -> list[Level]:
+    """Multilayer Lookahead: layer m pulls every taus[m] pulls of layer m - 1, and overwrites all below it.
+
+    At steps that are multiples of taus[0] ... taus[m]: z_m <- z_m + alphas[m] (z_{m-1} - z_m), with z_{-1} = x;
+    then x, z_0 .. z_{m-1} <- z_m.
+
+    Args:
+        taus: pulls of the layer below (fast steps for the first) per pull of each layer, each >= 1.
+        alphas: slow step size of each layer, > 0.
+        fast_buffers: what becomes of the fast optimizer's buffers at each pull.
+
+    Defaults: two layers like Lookahead's; the paper's own values are not known to us.
+
+    Example:
+        >>> [level.when.tau for level in multilayer_lookahead(taus=(5, 2))]
+        [5, 10]
+
+    Reference: arXiv 2110.14254.
+    """
+    if len(taus) != len(alphas):
+        raise ValueError(f"multilayer_lookahead has {len(taus)} taus and {len(alphas)} alphas: give one pair per layer")
+    levels, steps = [], 1
+    for tau, alpha in zip(taus, alphas, strict=True):
+        steps *= tau
+        levels.append(Level(Every(steps), Alone(), Pull(alpha), fast_buffers))
+    return levels
+
+
+def local_sgd(tau: Scheduled = 8, *, fast_buffers: FastBuffers = "keep") -> list[Level]:
+    """Local SGD (parallel SGD with periodic averaging): every tau steps x_i <- mean_j x_j.
+
+    Args:
+        tau: fast steps between averagings, >= 1.
+        fast_buffers: "keep", "reset" or "average".
+
+    Defaults: tau = 8 is a middling choice of ours; the right one depends on the link.
+
+    Example:
+        >>> local_sgd(tau=8)[0].move
+        Copy()
+
+    Reference: arXiv 1805.09767.
+    """
+    return [Level(Every(tau), Exact(), Copy(), fast_buffers)]
+
+
+def post_local_sgd(tau: int = 16, *, start: int, fast_buffers: FastBuffers = "keep") -> list[Level]:
+    """Post-local SGD: averaging after every step until `start`, every tau steps from there on.
+
+    Args:
+        tau: fast steps between averagings from `start` on, >= 1.
+        start: fast step from which the agents step alone, >= 1 (usually the first decay of the learning rate).
+        fast_buffers: "keep", "reset" or "average".
+
+    Defaults: tau = 16 as in the authors' ResNet-20 example.
+
+    Example:
+        >>> post_local_sgd(tau=16, start=1000)[0].when.after(1000)
+        1016
+
+    Reference: arXiv 1808.07217.
+    """
+    return [Level(Every(Piecewise(values=(1, tau), boundaries=(start,))), Exact(), Copy(), fast_buffers)]
+
+
+def distributed_lookahead(
+    tau: Scheduled = 5, alpha: Scheduled = 0.5, *, shard: bool = False, fast_buffers: FastBuffers = "keep"
+) -> list[Level]:
+    """Lookahead with n fast agents: every tau steps z <- z + alpha (mean_i x_i - z), x_i <- z.
+
+    The mixing matrix of the sync is P = a 1^T with a = [alpha/n, .., alpha/n, 1 - alpha]; n = 1 is Lookahead and
+    alpha = 1 is local SGD.
+
+    Args:
+        tau: fast steps between syncs, >= 1.
+        alpha: slow step size, > 0.
+        shard: split the slow weights over the agents.
+        fast_buffers: "keep", "reset" or "average".
+
+    Defaults: those of `lookahead`.
+
+    Example:
+        >>> distributed_lookahead(tau=5, alpha=0.5)[0].mix
+        Exact(axis='world', shard=False)
+
+    Reference: Wang, Tantia, Ballas and Rabbat, ICASSP 2020, eq. 4 for two agents.
+    """
+    return [Level(Every(tau), Exact(shard=shard), Pull(alpha), fast_buffers)]
+
+
+def slowmo(
+    tau: Scheduled = 12,
+    alpha: Scheduled = 1.0,
+    beta: Scheduled = 0.6,
+    *,
+    shard: bool = False,
+    fast_buffers: FastBuffers = "keep",
+) -> list[Level]:
+    """SlowMo: local steps, exact average, slow momentum in units of gradients.
+
+    Every tau steps: u <- beta u + (z - mean) / gamma,  z <- z - alpha gamma u,  x_i <- z.
+
+    Args:
+        tau: fast steps between syncs, >= 1.
+        alpha: slow learning rate, > 0.
+        beta: slow momentum, 0 <= beta < 1. With fast momentum m kept, beta from 0.5 on needs tau (1 - m) > 1.
+        shard: split slow weights and slow momentum over the agents.
+        fast_buffers: "keep", "reset" or "average" (the paper's maintain, reset, average).
+
+    Defaults: alpha = 1 as fairscale recommends not to change; beta = 0.6 is the optimum its authors report for 16
+    nodes (0 below 4 nodes, 0.2 for 4, 0.5 for 8); tau = 12 keeps that beta stable above a fast momentum of 0.9.
+
+    Example:
+        >>> slowmo(tau=12)[0].move
+        Pull(alpha=1.0, beta=0.6, nesterov=False, follow_lr=True)
+
+    Reference: arXiv 1910.00643, Algorithm 1.
+    """
+    move = Pull(alpha, beta, follow_lr=beta != 0)
+    return [Level(Every(tau), Exact(shard=shard), move, fast_buffers)]
+
+
+def bmuf(
+    tau: Scheduled = 50,
+    zeta: Scheduled = 1.0,
+    eta: Scheduled = 0.875,
+    *,
+    shard: bool = False,
+    fast_buffers: FastBuffers = "keep",
+) -> list[Level]:
+    """Blockwise model-update filtering: slow momentum in units of parameters.
+
+    Every tau steps: v <- eta v + (mean - z),  z <- z + zeta v,  x_i <- z. Unlike SlowMo's, the momentum does not
+    shrink when the fast learning rate decays.
+
+    Args:
+        tau: fast steps per block, >= 1.
+        zeta: block learning rate, > 0.
+        eta: block momentum, 0 <= eta < 1.
+        shard: split slow weights and slow momentum over the agents.
+        fast_buffers: "keep", "reset" or "average".
+
+    Defaults: fairseq's.
+
+    Example:
+        >>> bmuf()[0].move
+        Pull(alpha=1.0, beta=0.875, nesterov=False, follow_lr=False)
+
+    Reference: Chen and Huo, ICASSP 2016.
+    """
+    return [Level(Every(tau), Exact(shard=shard), Pull(zeta, eta), fast_buffers)]
+
+
+def diloco(
+    tau: Scheduled = 500,
+    alpha: Scheduled = 0.7,
+    beta: Scheduled = 0.9,
+    *,
+    shard: bool = False,
+    fast_buffers: FastBuffers = "keep",
+) -> list[Level]:
+    """DiLoCo: many local steps (of AdamW), Nesterov momentum on the average of the displacements.
+
+    Every tau steps, with delta = mean - z: v <- beta v + delta,  z <- z + alpha (delta + beta v),  x_i <- z.
+
+    Args:
+        tau: fast steps between syncs (H in the paper), >= 1.
+        alpha: outer learning rate, > 0.
+        beta: outer Nesterov momentum, 0 < beta < 1.
+        shard: split slow weights and slow momentum over the agents.
+        fast_buffers: "keep", "reset" or "average".
+
+    Defaults: OpenDiLoCo's.
+
+    Example:
+        >>> diloco()[0].when
+        Every(tau=500)
+
+    Reference: arXiv 2311.08105, Algorithm 1.
+    """
+    return [Level(Every(tau), Exact(shard=shard), Pull(alpha, beta, nesterov=True), fast_buffers)]
+
+
+def snoo(
+    tau: Scheduled = 10,
+    alpha: Scheduled = 0.7,
+    beta: Scheduled = 0.9,
+    *,
+    fast_buffers: FastBuffers = "keep",
+) -> list[Level]:
+    """Step-K Nesterov outer optimizer: DiLoCo's outer step for a single agent.
+
+    Every tau steps, with delta = x - z: v <- beta v + delta,  z <- z + alpha (delta + beta v),  x <- z.
+
+    Args:
+        tau: fast steps between outer steps (K in the paper), >= 1.
+        alpha: outer learning rate, > 0.
+        beta: outer Nesterov momentum, 0 < beta < 1.
+        fast_buffers: "keep" or "reset".
+
+    Defaults: those of the authors' code.
+
+    Example:
+        >>> snoo()[0].mix
+        Alone()
+
+    Reference: arXiv 2510.15830.
+    """
+    return [Level(Every(tau), Alone(), Pull(alpha, beta, nesterov=True), fast_buffers)]

@@ -1,0 +1,338 @@
+"""The stack: levels bound to weights and a communicator.
+
+One stack owns all slow weights, so that a level which fires can overwrite those of every level below it. (Wrapping
+one Lookahead optimizer in another does not do that: the inner slow weights go stale when the outer ones move.)
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dist_lookahead import slow_state
+from dist_lookahead.agreement import require_same, require_same_weights
+from dist_lookahead.bound_level import BoundLevel
+from dist_lookahead.bucket import Bucket, Weight, make_buckets
+from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending
+from dist_lookahead.fast_buffers import FastBuffers
+from dist_lookahead.level import Level, check_levels
+from dist_lookahead.mail import Mail, fingerprint
+from dist_lookahead.model_buffers import ModelBuffers
+from dist_lookahead.roster import Roster, describe
+
+
+class SyncError(RuntimeError):
+    """A sync failed because agents were lost or late; `absent` are their ranks, () where that is not known."""
+
+    def __init__(self, message: str, absent: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.absent = absent
+
+
+FORMAT = 1  # of the state dict
+
+
+class Observer(Protocol):
+    """Looks on while a level fires. `buckets` hold x before, the sum over the agents (owned part) then, z after."""
+
+    def before(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
+        """The fast weights are still the agent's own."""
+
+    def averaged(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
+        """The agents' sum has arrived; slow weights have not moved."""
+
+    def after(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
+        """The level has fired."""
+
+
+class LevelStack:
+    """Levels, innermost first, over the parameters of an optimizer.
+
+    `DistributedLookahead` calls `begin_step` and `end_step` around each fast step. The stack is a `Stateful`
+    (`state_dict`, `load_state_dict`) for `torch.distributed.checkpoint`.
+
+    Args:
+        inner: the fast optimizer; its trainable parameters are averaged.
+        levels: innermost first.
+        communicator: this agent's end.
+        model: gives names, buffers to average, and all weights that agents take from agent 0 at construction.
+        average_buffers: average the model's floating point buffers at the outermost sync.
+        check_every: compare a checksum of the weights between agents after every so many syncs of a level (always
+            after its first); 0 for never again.
+    """
+
+    def __init__(
+        self,
+        inner: Optimizer,
+        levels: Sequence[Level],
+        *,
+        communicator: Communicator,
+        model: nn.Module | None = None,
+        average_buffers: bool = True,
+        check_every: int = 0,
+    ) -> None:
+        levels = check_levels(levels)
+        self.inner = inner
+        self.model = model
+        self.communicator = communicator
+        self.average_buffers = average_buffers
+        self.check_every = check_every
+        self.clock = 0
+        self.flags = (0,) * communicator.size
+        self.observer: Observer | None = None
+        self.roster = Roster(inner, model)
+        self.mail = Mail(communicator.rank, communicator.size)
+        self.bound = [
+            BoundLevel(index, level, level.mix.bind(communicator), level.when.after(0))
+            for index, level in enumerate(levels)
+        ]
+        self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
+        self.model_buffers = ModelBuffers(model)
+        self._follows_lr = any(level.move.follow_lr for level in levels)
+        self._rates: list[Any] = []
+        self.buckets: list[Bucket] = []
+        communicator.run(self._open())
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The descriptions."""
+        return tuple(bound.level for bound in self.bound)
+
+    def begin_step(self) -> None:
+        """Before a fast step: note the learning rates; before the first one, capture the slow weights."""
+        self.refresh()
+        if self._follows_lr:
+            self._rates = [_rate(group) for group in self.inner.param_groups]
+
+    def end_step(self) -> None:
+        """After a fast step: fire the levels that are due."""
+        self.clock += 1
+        if self.clock >= self.bound[0].due:
+            self.communicator.run(self._sync(self._due()))
+
+    def flush(self) -> None:
+        """Fire every level that has not fired after the last fast step; its next sync stays where it was due."""
+        self.communicator.run(self._sync([bound for bound in self.bound if bound.last != self.clock]))
+
+    def raise_flag(self, value: int) -> None:
+        """Tell all agents a small number, at most 2^24 - 1, with the next sync; they find it in `flags`."""
+        self.mail.outgoing["flag"] = value
+
+    def _due(self) -> list[BoundLevel]:
+        """The levels that fire now: a level can only fire on the result of the one below."""
+        due = []
+        for bound in self.bound:
+            if self.clock < bound.due:
+                break
+            due.append(bound)
+        return due
+
+    def _sync(self, due: Sequence[BoundLevel]) -> Pending:
+        self.roster.require_live(self.buckets)
+        joining = self.roster.joining(self.buckets)
+        self.mail.outgoing["joining"] = fingerprint("\n".join(describe(joining)))
+        self.flags = (0,) * self.communicator.size
+        for bucket in self.buckets:
+            bucket.gather()
+        for bound in due:
+            try:
+                yield from self._fire(bound)
+            except CollectiveError as error:
+                raise self._lost(bound, error) from error
+        for bucket in self.buckets:
+            bucket.scatter()
+        if joining and (self.communicator.size == 1 or any(bound.mixer.communicates for bound in due)):
+            yield from self._join(joining)
+
+    def _fire(self, bound: BoundLevel) -> Pending:
+        fast = [bucket.fast for bucket in self.buckets]
+        self._observe("before", bound)
+        self._write_mail(bound)
+        yield from bound.mixer.collect(fast)
+        # A sharded sum holds this agent's part of the mail only: the rest comes with the other parts.
+        if bound.mixer.shards == 1:
+            self._read_mail(bound)
+        self._observe("averaged", bound)
+        bound.move(self.buckets, [None if rate is None else float(rate) for rate in self._rates], self.clock)
+        yield from bound.mixer.distribute(fast)
+        if bound.mixer.shards > 1:
+            self._read_mail(bound)
+        yield from self._settle_below(bound)
+        if bound is self.bound[-1]:
+            yield from self._settle_buffers(bound)
+        bound.commit(self.clock)
+        if bound.mixer.communicates and self._checks(bound):
+            where = f"levels[{bound.index}] after fast step {self.clock}"
+            yield from require_same_weights(self.communicator, self.buckets, where)
+        self._observe("after", bound)
+
+    def _settle_below(self, bound: BoundLevel) -> Pending:
+        """All below the level take its weights; the fast optimizer's buffers are kept, reset or averaged."""
+        choice = bound.level.fast_buffers
+        for lower in self.bound[: bound.index]:
+            lower.follow(self.buckets)
+            if choice == "reset":
+                lower.reset_momentum()
+        if choice == "reset":
+            self.fast_buffers.reset()
+        elif choice == "average" and bound.mixer.communicates:
+            yield from self.fast_buffers.average(self.communicator, self.buckets)
+
+    def _settle_buffers(self, bound: BoundLevel) -> Pending:
+        if bound.mixer.communicates and self.average_buffers:
+            yield from self.model_buffers.average(self.communicator)
+        self.model_buffers.capture()
+
+    def _checks(self, bound: BoundLevel) -> bool:
+        return bound.rounds == 1 or (self.check_every > 0 and bound.rounds % self.check_every == 0)
+
+    def _observe(self, moment: Literal["before", "averaged", "after"], bound: BoundLevel) -> None:
+        if self.observer:
+            getattr(self.observer, moment)(bound, self.buckets)
+
+    def _write_mail(self, bound: BoundLevel) -> None:
+        if not bound.mixer.communicates:
+            return
+        self.mail.outgoing["clock"] = self.clock
+        if bound.level.fast_buffers == "average":
+            self.mail.outgoing["buffers"] = fingerprint(self.fast_buffers.signature(self.buckets))
+        self.mail.write(self.buckets[0].tail)
+
+    def _read_mail(self, bound: BoundLevel) -> None:
+        if bound.mixer.communicates:
+            self.mail.read(self.buckets[0].tail)
+        elif self.communicator.size == 1:
+            self.mail.read_own()
+        else:
+            return
+        self.flags = tuple(map(max, self.flags, self.mail.received["flag"]))
+
+    def _open(self) -> Pending:
+        """Agree on what is trained, take agent 0's weights, and capture the slow weights."""
+        weights = self.roster.joining([])
+        if not weights:
+            raise ValueError("the optimizer has no trainable parameters: nothing to average")
+        device = weights[0].parameter.device
+        yield from require_same(self.communicator, self._signature(weights), device)
+        self._build([weights])
+        yield from self._take_from_first()
+        self._capture()
+
+    def _signature(self, weights: Sequence[Weight]) -> list[str]:
+        levels = [f"levels[{bound.index}] = {bound.level}" for bound in self.bound]
+        settings = [f"average_buffers = {self.average_buffers}", f"check_every = {self.check_every}"]
+        return [*levels, *settings, f"torch {torch.__version__}", *describe(weights)]
+
+    def _build(self, groups: Iterable[Sequence[Weight]]) -> None:
+        """Put weights into buckets and start their slow state; groups that join later get buckets of their own."""
+        self.buckets = []
+        for bound in self.bound:
+            bound.slow.clear()
+            bound.momentum.clear()
+        for group in groups:
+            self._take_in(self._make_buckets(group))
+
+    def _take_in(self, buckets: Sequence[Bucket]) -> None:
+        """Add buckets; their slow weights start from their present weights."""
+        for bucket in buckets:
+            for bound in self.bound:
+                bound.adopt(bucket)
+        self.buckets.extend(buckets)
+
+    def _make_buckets(self, weights: Sequence[Weight]) -> list[Bucket]:
+        parts = math.lcm(*(bound.mixer.shards for bound in self.bound))
+        return make_buckets(weights, parts=parts, tail=0 if self.buckets else self.mail.length)
+
+    def _rebuild(self, names: Sequence[Sequence[str]]) -> None:
+        """Bring the saved parameters into the saved buckets; others join at the next sync, as they would have."""
+        if names != [[slot.weight.name for slot in bucket.slots] for bucket in self.buckets]:
+            self._build([self.roster.named(group) for group in names])
+
+    def _take_from_first(self) -> Pending:
+        if self.communicator.size == 1:
+            return
+        inside = {id(slot.weight.parameter) for bucket in self.buckets for slot in bucket.slots}
+        rest = [] if self.model is None else [*self.model.parameters(), *self.model.buffers()]
+        others = [tensor.data for tensor in rest if id(tensor) not in inside]
+        yield from [self.communicator.broadcast(tensor) for tensor in [*(b.fast for b in self.buckets), *others]]
+        for bucket in self.buckets:
+            bucket.scatter()
+
+    def refresh(self) -> None:
+        """Before the first fast step: capture the slow weights again, weights may have been loaded or moved."""
+        if self.clock > 0:
+            return
+        self.roster.require_live(self.buckets)
+        if not all(bucket.fits() for bucket in self.buckets):
+            self._build([[slot.weight for slot in bucket.slots] for bucket in self.buckets])
+        for bucket in self.buckets:
+            bucket.gather()
+        self._capture()
+
+    def _capture(self) -> None:
+        for bound in self.bound:
+            bound.follow(self.buckets)
+        self.model_buffers.capture()
+
+    def _join(self, weights: Sequence[Weight]) -> Pending:
+        """New parameters start from their mean over all agents, at every level."""
+        new = self._make_buckets(weights)
+        if self.communicator.size > 1:
+            yield from [self.communicator.all_reduce(bucket.fast) for bucket in new]
+        for bucket in new:
+            bucket.fast.div_(self.communicator.size)
+            bucket.scatter()
+        self._take_in(new)
+
+    def _lost(self, bound: BoundLevel, error: CollectiveError) -> SyncError:
+        """Leave whole weights behind where slow weights exist, and say what happened."""
+        whole = bool(bound.slow) and bound.mixer.shards == 1
+        if whole:
+            for bucket, slow in zip(self.buckets, bound.slow, strict=True):
+                bucket.fast.copy_(slow)
+                bucket.scatter()
+        axis = getattr(bound.level.mix, "axis", "world")
+        absent = f"agents {list(error.absent)} did not report" if error.absent else "which agents are lost is not known"
+        left = (
+            f"the model is back at the slow weights of fast step {bound.last}"
+            if whole
+            else "the model's weights may be partly summed: go on from a checkpoint"
+        )
+        return SyncError(
+            f"the sync of levels[{bound.index}] over axis {axis!r} after fast step {self.clock} failed on agent "
+            f"{self.communicator.rank} of {self.communicator.size}: {absent}; {left}. Cause: {error}",
+            error.absent,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return clock, slow weights, slow momentum and counters, in tensors and plain containers."""
+        return {
+            "format": FORMAT,
+            "clock": self.clock,
+            "parameters": [[slot.weight.name for slot in bucket.slots] for bucket in self.buckets],
+            "levels": slow_state.save(self.bound, self.buckets),
+            "buffers": dict(self.model_buffers.slow),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned. Load the model's weights too: the fast weights are there.
+
+        Raises:
+            ValueError: for another format, other levels, unknown parameters, or another agent's part.
+        """
+        if state_dict.get("format") != FORMAT:
+            raise ValueError(f"state of format {state_dict.get('format')!r}; this version reads format {FORMAT}")
+        slow_state.require_levels(self.bound, state_dict["levels"])
+        self._rebuild(state_dict["parameters"])
+        slow_state.load(self.bound, self.buckets, state_dict["levels"])
+        self.clock = state_dict["clock"]
+        self.model_buffers.slow = {name: tensor.clone() for name, tensor in state_dict["buffers"].items()}
+
+
+def _rate(group: dict[str, Any]) -> Any:
+    """The group's learning rate as it is now; a tensor is copied, since schedulers change it in place."""
+    rate = group.get("lr")
+    return rate.clone() if isinstance(rate, Tensor) else rate

@@ -1,0 +1,78 @@
+"""Other weights in the model for a while: the slow ones, or the mean over the agents."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from dist_lookahead.comm.communicator import Pending
+from dist_lookahead.stack import LevelStack
+
+
+@contextmanager
+def slow_weights(stack: LevelStack) -> Iterator[None]:
+    """Put the outermost slow weights and their buffers into the model; never communicates."""
+    stack.refresh()
+    outer = stack.bound[-1]
+    at_sync = outer.last == stack.clock  # the fast weights are the slow ones
+    if not at_sync and (not outer.slow or outer.mixer.shards > 1):
+        reason = "keeps no slow weights" if not outer.slow else "splits its slow weights over the agents"
+        raise RuntimeError(
+            f"slow_weights() after fast step {stack.clock}: the outermost level {reason}, and its last sync was after "
+            f"step {outer.last}. Evaluate right after a sync, or use averaged_weights() on all agents"
+        )
+    saved = _save(stack)
+    try:
+        if not at_sync:
+            _write(stack, outer.slow)
+            stack.model_buffers.load(stack.model_buffers.slow)
+        yield
+    finally:
+        _restore(stack, saved)
+
+
+@contextmanager
+def averaged_weights(stack: LevelStack) -> Iterator[None]:
+    """Put the mean of the agents' fast weights and buffers into the model; a collective."""
+    stack.refresh()
+    saved = _save(stack)
+    try:
+        stack.communicator.run(_average(stack))
+        yield
+    finally:
+        _restore(stack, saved)
+
+
+Saved = tuple[list[Tensor], dict[str, Tensor]]
+
+
+def _save(stack: LevelStack) -> Saved:
+    for bucket in stack.buckets:
+        bucket.gather()
+    return [bucket.weights.clone() for bucket in stack.buckets], stack.model_buffers.values()
+
+
+def _restore(stack: LevelStack, saved: Saved) -> None:
+    flats, buffers = saved
+    _write(stack, flats)
+    stack.model_buffers.load(buffers)
+
+
+@torch.no_grad()
+def _write(stack: LevelStack, flats: list[Tensor]) -> None:
+    for bucket, flat in zip(stack.buckets, flats, strict=True):
+        bucket.weights.copy_(flat[: bucket.weights_end])
+        bucket.scatter()
+
+
+@torch.no_grad()
+def _average(stack: LevelStack) -> Pending:
+    if stack.communicator.size == 1:
+        return
+    sums = [bucket.weights.clone() for bucket in stack.buckets]
+    yield from [stack.communicator.all_reduce(flat) for flat in sums]
+    for flat in sums:
+        flat.div_(stack.communicator.size)
+    _write(stack, sums)
+    yield from stack.model_buffers.average(stack.communicator)

@@ -1,0 +1,82 @@
+"""The protocol between the trainer and what it trains."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, ...]
+"""Tensors whose first dimension is the sample, such as (images, labels)."""
+
+Key = tuple[int, int]
+"""(epoch, index): what a training sample is drawn by; the index picks it, both together augment it."""
+
+
+class Task(Protocol):
+    """A model, its data, its loss and its measure, without a word on how they are trained.
+
+    A task is handed to data-loading processes and read by many agents, so it is a description plus read-only
+    data: it pickles, and no method changes it. What a batch holds depends on the arguments and on how the
+    task was constructed, never on which process asks, in what order, or on any global random generator.
+
+    The functions on models take the model as an argument: the same task serves every agent, and fast, slow
+    and averaged weights alike. Whether the model is in training or evaluation mode is the caller's choice.
+    """
+
+    @property
+    def samples(self) -> int:
+        """Number of training samples in one epoch, >= 1."""
+        ...
+
+    @property
+    def test_samples(self) -> int:
+        """Number of test samples, >= 1."""
+        ...
+
+    def model(self) -> nn.Module:
+        """Build a new model on the CPU, initialised from torch's global generator; the caller seeds that."""
+        ...
+
+    def train_batch(self, keys: Sequence[Key]) -> Batch:
+        """Read and augment training samples: a pure function of `keys` and the task's own seed.
+
+        Sample i of the result depends on `keys[i]` alone, so a batch may be split or merged freely.
+
+        Args:
+            keys: (epoch, index) of each sample, 0 <= index < `samples`; at least one.
+
+        Returns:
+            CPU tensors whose first dimension is `len(keys)`.
+        """
+        ...
+
+    def test_batch(self, indices: Sequence[int]) -> Batch:
+        """Read test samples, without augmentation.
+
+        Args:
+            indices: 0 <= index < `test_samples`; at least one.
+
+        Returns:
+            CPU tensors whose first dimension is `len(indices)`.
+        """
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what training minimises: a scalar, the mean over the samples of `batch`, with its graph.
+
+        `batch` lies on the device of `model`.
+        """
+        ...
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, float]:
+        """Measure `model` on a batch, without a graph.
+
+        Returns:
+            SUMS over the samples of the batch, "samples" among them. Sums, because they add up over batches
+            and agents of unequal size, which means do not; `report` turns the total into metrics.
+        """
+        ...
+
+    def report(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Turn the total of `evaluate` over all batches and agents into metrics, "loss" among them."""
+        ...

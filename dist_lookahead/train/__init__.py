@@ -1,0 +1,1 @@
+"""The trainer: data, checkpoints, stopping, and what ties them to the core."""
