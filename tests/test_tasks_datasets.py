@@ -38,9 +38,7 @@ def write_mnist(root: Path, folder: str) -> None:
         write_idx(raw / f"{split}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10)
 
 
-def write_cifar(
-    root: Path, folder: str, batches: dict[str, int], labels: str, meta: dict[str, list[str]]
-) -> None:
+def write_cifar(root: Path, folder: str, batches: dict[str, int], labels: str, meta: dict[str, list[str]]) -> None:
     """Write pickled batches, one image per row of 3072 bytes: all of red, of green, of blue."""
     (root / folder).mkdir(parents=True)
     for name, count in batches.items():
@@ -81,9 +79,7 @@ def write(name: str, root: Path) -> None:
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let made-up CIFAR files pass: torchvision compares them to the MD5 sums of the real ones."""
-    monkeypatch.setattr(
-        torchvision.datasets.cifar, "check_integrity", lambda path, md5=None: Path(path).exists()
-    )
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda path, md5=None: Path(path).exists())
 
 
 def small_task(name: str, root: Path, augment: bool | None = None, seed: int = 0) -> VisionTask:

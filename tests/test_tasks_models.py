@@ -18,7 +18,8 @@ def parameters(model: nn.Module) -> int:
 def test_every_own_model_takes_every_small_data_set_and_trains_all_its_parameters(name: str, data: str):
     """8 x 8 grey digits are halved three times by the ResNets: a fourth halving would end in an error."""
     facts = DATA_SETS[data]
-    model = build_model(name, channels=facts.channels, size=facts.size, classes=7, width=4)
+    torch.manual_seed(0)  # some seeds leave a narrow layer without a live unit
+    model = build_model(name, channels=facts.channels, size=facts.size, classes=7, width=16)
     logits = model(torch.randn(3, facts.channels, facts.size, facts.size))
     assert logits.shape == (3, 7)
     logits.square().sum().backward()
@@ -45,8 +46,7 @@ def test_a_cifar_resnet_keeps_the_full_image_in_its_first_stage():
 def test_width_scales_the_model_and_has_the_documented_default(name: str):
     default = {"mlp": 128, "cnn": 32, "cifar_resnet18": 64}[name]
     sizes = [
-        parameters(build_model(name, channels=1, size=8, classes=10, width=width))
-        for width in (default // 2, default)
+        parameters(build_model(name, channels=1, size=8, classes=10, width=width)) for width in (default // 2, default)
     ]
     assert sizes[0] < sizes[1] == parameters(build_model(name, channels=1, size=8, classes=10))
 

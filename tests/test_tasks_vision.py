@@ -83,9 +83,7 @@ def test_sums_over_unequal_batches_give_the_metrics_of_all_samples():
     images, labels = task.test_batch(range(task.test_samples))
     logits = model(images)
     assert total["samples"] == 360
-    assert total["correct"] == sum(
-        int(row.argmax() == label) for row, label in zip(logits, labels, strict=True)
-    )
+    assert total["correct"] == sum(int(row.argmax() == label) for row, label in zip(logits, labels, strict=True))
     report = task.report(total)
     assert report["accuracy"] == total["correct"] / 360
     assert report["loss"] == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-5)
@@ -141,8 +139,6 @@ def test_plain_sgd_learns_the_digits(model: str):
         ({"data": "imagefolder", "image_size": 0, "path": "."}, "image_size=0 must be at least 1"),
     ],
 )
-def test_settings_out_of_range_or_without_effect_are_refused_before_data_are_read(
-    options: dict, message: str
-):
+def test_settings_out_of_range_or_without_effect_are_refused_before_data_are_read(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         VisionTask(**{"data": "digits", "model": "mlp", **options})

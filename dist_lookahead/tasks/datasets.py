@@ -140,9 +140,7 @@ def open_data(name: str, *, path: str | None, download: bool, size: int) -> Open
     if path is None:
         raise ValueError(f"data={name!r} needs path: the folder that holds (or will hold) {facts.files[0]}")
     if download and facts.reader is None:
-        raise ValueError(
-            f"data={name!r} cannot be downloaded: remove download, and set path to your own images"
-        )
+        raise ValueError(f"data={name!r} cannot be downloaded: remove download, and set path to your own images")
     root = Path(path).expanduser()
     if not download:
         _require_files(name, facts, root)

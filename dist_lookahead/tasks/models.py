@@ -80,9 +80,7 @@ def check_model(name: str, *, channels: int, width: int | None, dropout: float |
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout} must be in [0, 1)")
     if name not in OWN_MODELS and channels != 3:
-        raise ValueError(
-            f"model={name!r} takes images of 3 channels, not {channels}: choose {', '.join(OWN_MODELS)}"
-        )
+        raise ValueError(f"model={name!r} takes images of 3 channels, not {channels}: choose {', '.join(OWN_MODELS)}")
 
 
 def _without_effect(option: str, value: float | None, name: str) -> ValueError:
@@ -93,9 +91,7 @@ def _without_effect(option: str, value: float | None, name: str) -> ValueError:
 def mlp(inputs: int, classes: int, *, width: int, dropout: float) -> nn.Sequential:
     """Flatten, then two hidden layers of `width` units."""
     hidden = (
-        layer
-        for fan_in in (inputs, width)
-        for layer in (nn.Linear(fan_in, width), nn.ReLU(), nn.Dropout(dropout))
+        layer for fan_in in (inputs, width) for layer in (nn.Linear(fan_in, width), nn.ReLU(), nn.Dropout(dropout))
     )
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, classes))
 
@@ -187,8 +183,6 @@ def _torchvision_model(name: str, *, size: int, classes: int, dropout: float | N
 
 def _try_on_meta(model: nn.Module, images: Tensor) -> None:
     """Run the model on shapes alone: no arithmetic, no memory, no random numbers."""
-    state = {
-        name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())
-    }
+    state = {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
     functional_call(model.eval(), state, (images,))
     model.train()

@@ -33,6 +33,11 @@ class Task(Protocol):
         """Number of test samples, >= 1."""
         ...
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the sums that `evaluate` returns: agents without test samples need them too."""
+        ...
+
     def model(self) -> nn.Module:
         """Build a new model on the CPU, initialised from torch's global generator; the caller seeds that."""
         ...

@@ -68,9 +68,7 @@ class VisionTask:
         if augment and not facts.augmented:
             raise ValueError(f"augment=True: data={data!r} has no standard augmentation; remove augment")
         if image_size is not None and data != "imagefolder":
-            raise ValueError(
-                f"image_size={image_size} has no effect on data={data!r} of {facts.size}; remove it"
-            )
+            raise ValueError(f"image_size={image_size} has no effect on data={data!r} of {facts.size}; remove it")
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size={image_size} must be at least 1")
         if not 0 <= label_smoothing < 1:
@@ -95,6 +93,11 @@ class VisionTask:
     def test_samples(self) -> int:
         """Number of test images."""
         return len(self._data.test)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the sums that `evaluate` returns."""
+        return "samples", "loss", "correct"
 
     def model(self) -> nn.Module:
         """Build a new classifier on the CPU, initialised from torch's global generator.
