@@ -146,7 +146,7 @@ def test_a_writer_killed_at_any_instant_leaves_the_checkpoint_before(tmp_path: P
     store.save(1, {"step": 1, "weights": torch.ones(1)}, common=1)
     interrupted, newest = 0, 1
     with server, server.stdin:
-        for _ in range(80):
+        for _ in range(60):
             server.stdin.write("next\n")
             server.stdin.flush()
             writer = int(server.stdout.readline())

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from dist_lookahead.train.sampler import BatchSampler, Key, evaluation_split, loader, steps_for_epochs
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"  # DataLoader forks; from Python 3.12 on
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # fork, Python 3.12
+    pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes:UserWarning"),  # few cores
+]
 
 SIZES = {"samples": st.integers(1, 30), "batch_size": st.integers(1, 12), "agents": st.integers(1, 5)}
 

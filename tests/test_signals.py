@@ -1,130 +1,238 @@
 """A signal is noticed at once, ends a blocked process in time, and reaches nobody else."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from dist_lookahead.train import signals
-from dist_lookahead.train.signals import StopRequest
+from dist_lookahead.train.sampler import BatchSampler, loader
+from dist_lookahead.train.signals import StopRequest, reset_in_worker
 
-ROOT = Path(signals.__file__).parents[2]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),  # from Python 3.12 on
+    pytest.mark.timeout(60),
+]
+
 SIGINT, SIGTERM = signal.SIGINT, signal.SIGTERM
+FORK = multiprocessing.get_context("fork")  # a process of its own without another import of torch
 
 
 @contextmanager
-def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a function of signals_child in a process group of its own, until it is ready; leave nothing behind."""
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("signals_child.py")), *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def forked(target: Callable[..., None], *arguments: object) -> Iterator[tuple[multiprocessing.Process, Connection]]:
+    """Run a function in another process, with a connection to it, and leave nothing behind."""
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=in_own_group, args=(target, there, *arguments))
+    process.start()
+    try:
+        yield process, here
+    finally:
+        process.kill()
+        process.join()
 
 
-def wait_until_ready(process: subprocess.Popen[str]) -> None:
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n", process.communicate()[1]
-
-
-def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    output, errors = process.communicate(timeout=60)
-    return process.returncode, output, errors
-
-
-# --- in a process of its own
-
-
-@pytest.mark.parametrize(("first", "second"), [(SIGINT, SIGTERM), (SIGTERM, SIGINT)])
-def test_first_signal_wins_and_the_stop_may_take_its_time(first: int, second: int) -> None:
-    """Breaks if a repeated signal counts or kills, or the clock runs on while the checkpoint is being saved."""
-    with child("compute") as process:
-        wait_until_ready(process)
-        assert process.stdout
-        process.send_signal(first)
-        assert process.stdout.readline() == f"stopped by {first:d}\n"
-        process.send_signal(second)
-        assert end(process) == (0, f"still {first:d}\nrestored True\n", "")
-
-
-def test_a_process_blocked_in_a_collective_ends_after_the_grace(tmp_path: Path) -> None:
-    """Breaks with a Python handler alone: it would run when the collective returns, that is never."""
-    file = str(tmp_path / "store")
-    with child("block", "1", file) as absent, child("block", "0", file) as process:
-        wait_until_ready(absent)
-        wait_until_ready(process)
-        process.send_signal(SIGTERM)
-        status, output, _ = end(process)
-        assert (status, output) == (128 + SIGTERM, f"ended by {SIGTERM:d}, last checkpoint: step 120\n")
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"), [("fail_in_last_words", "ZeroDivisionError"), ("hang_in_last_words", "")]
-)
-def test_the_process_ends_whatever_its_last_words_do(fault: str, message: str) -> None:
-    with child(fault) as process:
-        wait_until_ready(process)
-        process.send_signal(SIGINT)
-        status, _, errors = end(process)
-        assert status == 128 + SIGINT
-        assert message in errors
-
-
-def test_loader_workers_go_on_when_the_process_group_is_told_to_stop() -> None:
-    """Breaks if workers stay in the agent's group, which torchrun signals: their death ends the agent too early."""
-    with child("read_batches") as process:
-        wait_until_ready(process)
-        os.killpg(process.pid, SIGTERM)
-        assert end(process) == (0, f"stopped by {SIGTERM:d} read 20\nworkers left 0\n", "")
-
-
-def test_a_signal_to_a_worker_ends_it_and_does_not_reach_the_agent() -> None:
-    """Breaks if a worker keeps the inherited wake-up descriptor or handlers: the agent would stop, the worker not."""
-    with child("signal_worker") as process:
-        expected = f"after SIGINT it is alive: True\nafter SIGTERM: -{SIGTERM:d}\nagent knows of None\n"
-        assert end(process) == (0, expected, "")
-
-
-# --- in this process
+def in_own_group(target: Callable[..., None], connection: Connection, *arguments: object) -> None:
+    os.setpgid(0, 0)  # as torchrun starts its agents
+    connection.send("started")
+    target(connection, *arguments)
 
 
 def ignore(signum: int) -> None:
     """Do nothing when the grace is over."""
 
 
+def wait_for_signal(stop: StopRequest) -> int:
+    while stop.signal is None:
+        time.sleep(0.001)
+    return stop.signal
+
+
+def send_signal(process: multiprocessing.Process, signum: int) -> None:
+    assert process.pid
+    os.kill(process.pid, signum)
+
+
+# --- a process that stops, or does not get there
+
+
+def stop_slowly(connection: Connection) -> None:
+    with StopRequest(grace=0.5, on_expire=ignore) as stop:
+        connection.send("ready")
+        connection.send(wait_for_signal(stop))
+        stop.done()
+        connection.recv()
+        time.sleep(0.7)  # longer than the grace
+        connection.send(stop.signal)
+
+
+@pytest.mark.parametrize(("first", "second"), [(SIGINT, SIGTERM), (SIGTERM, SIGINT)])
+def test_first_signal_wins_and_the_stop_may_take_its_time(first: int, second: int) -> None:
+    """Breaks if a repeated signal counts or kills, or the clock runs on while the checkpoint is being saved."""
+    with forked(stop_slowly) as (process, connection):
+        assert [connection.recv(), connection.recv()] == ["started", "ready"]
+        send_signal(process, first)
+        assert connection.recv() == first
+        send_signal(process, second)
+        connection.send("go on")
+        assert connection.recv() == first
+        process.join()
+        assert process.exitcode == 0
+
+
+def wait_in_a_collective(connection: Connection, folder: Path, rank: int) -> None:
+    """Agent 0 waits for agent 1, which takes no part."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    if rank == 1:
+        connection.recv()
+    sys.stdout = (folder / "output").open("w")  # noqa: SIM115 - buffered, as a pipe is
+    with StopRequest(grace=0.3, on_expire=lambda signum: print(f"{signum}: step 120")):  # noqa: T201 - the last words
+        threading.Timer(0.2, connection.send, ("blocked",)).start()  # the main thread is in C++ by then
+        dist.all_reduce(torch.ones(1))
+
+
+def test_a_process_blocked_in_a_collective_ends_after_the_grace(tmp_path: Path) -> None:
+    """Breaks with a Python handler alone: it would run when the collective returns, that is never."""
+    with (
+        forked(wait_in_a_collective, tmp_path, 1),
+        forked(wait_in_a_collective, tmp_path, 0) as (process, connection),
+    ):
+        assert [connection.recv(), connection.recv()] == ["started", "blocked"]
+        send_signal(process, SIGTERM)
+        process.join()
+        assert process.exitcode == 128 + SIGTERM
+        assert (tmp_path / "output").read_text() == f"{SIGTERM:d}: step 120\n"
+
+
+def divide_by_zero(signum: int) -> None:
+    raise ZeroDivisionError
+
+
+def hang(signum: int) -> None:
+    time.sleep(60)
+
+
+def leave(signum: int) -> None:
+    sys.exit(0)
+
+
+def expire_at_once(connection: Connection, on_expire: Callable[[int], None]) -> None:
+    signals.LAST_WORDS = 0.3
+    with StopRequest(grace=0.0, on_expire=on_expire):
+        signal.raise_signal(SIGINT)
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("way", [divide_by_zero, hang, leave])
+def test_the_process_ends_whatever_its_last_words_do(way: Callable[[int], None], capfd) -> None:
+    """Breaks if an error in them, or their waiting for a lock, keeps the process alive."""
+    with forked(expire_at_once, way) as (process, _):
+        process.join()
+        assert process.exitcode == 128 + SIGINT
+    assert ("ZeroDivisionError" in capfd.readouterr().err) == (way is divide_by_zero)
+
+
+# --- loader workers
+
+
+def train_to_the_sync(connection: Connection) -> None:
+    sampler = BatchSampler(samples=100, batch_size=2, rank=0, agents=1, seed=0)
+    with StopRequest(grace=30.0, on_expire=ignore) as stop:
+        batches = loader(slow_batch, sampler, workers=1)
+        next(batches)
+        connection.send("ready")
+        signum = wait_for_signal(stop)
+        time.sleep(0.2)  # long enough for a worker to die
+        connection.send((signum, sum(len(next(batches)) for _ in range(20))))
+        del batches
+        connection.send(len(multiprocessing.active_children()))
+
+
+def slow_batch(keys: list[tuple[int, int]]) -> tuple[torch.Tensor, ...]:
+    time.sleep(0.01)
+    return (torch.tensor(keys),)
+
+
+def test_loader_workers_go_on_when_the_process_group_is_told_to_stop() -> None:
+    """Breaks if workers stay in the agent's group, which torchrun signals: their death ends the agent too early."""
+    with forked(train_to_the_sync) as (process, connection):
+        assert [connection.recv(), connection.recv()] == ["started", "ready"]
+        assert process.pid
+        os.killpg(process.pid, SIGTERM)
+        assert connection.recv() == (SIGTERM, 20)
+        assert connection.recv() == 0
+        process.join()
+        assert process.exitcode == 0
+
+
+def work(connection: Connection) -> None:
+    reset_in_worker(0)
+    while True:
+        connection.send("alive")
+        connection.recv()
+
+
+def test_a_signal_to_a_worker_ends_it_and_does_not_reach_the_agent() -> None:
+    """Breaks if a worker keeps the inherited wake-up descriptor or handlers: the agent would stop, the worker not."""
+    with StopRequest(grace=30.0, on_expire=ignore) as stop, forked(work) as (worker, connection):
+        assert [connection.recv(), connection.recv()] == ["started", "alive"]
+        send_signal(worker, SIGINT)
+        connection.send("are you?")
+        assert connection.recv() == "alive"
+        send_signal(worker, SIGTERM)
+        worker.join()
+        assert worker.exitcode == -SIGTERM
+        signal.raise_signal(SIGINT)
+        assert wait_for_signal(stop) == SIGINT  # not the worker's SIGTERM, which came before
+
+
+# --- what it touches in its own process
+
+
 def state() -> tuple[object, ...]:
     descriptor = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(descriptor)
-    return descriptor, signal.getsignal(SIGINT), signal.getsignal(SIGTERM), len(os.listdir("/proc/self/fd"))
+    return descriptor, signal.getsignal(SIGINT), signal.getsignal(SIGTERM), len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_handlers_descriptors_and_threads_are_as_before_afterwards() -> None:
-    before, threads = state(), threading.active_count()
-    with pytest.raises(KeyError), StopRequest(grace=20.0, on_expire=ignore) as stop:
+def leave_by_an_error() -> None:
+    with StopRequest(grace=20.0, on_expire=ignore) as stop:
         signal.raise_signal(SIGTERM)
-        while stop.signal is None:
-            pass
+        wait_for_signal(stop)
         raise KeyError
+
+
+def test_handlers_and_descriptors_are_as_before_afterwards() -> None:
+    """Breaks if leaving by an error forgets something, or takes the wake-up descriptor from an event loop."""
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    with receiver, sender:
+        descriptor = signal.set_wakeup_fd(sender.fileno())
+        try:
+            check_that_all_is_restored()
+        finally:
+            signal.set_wakeup_fd(descriptor)
+
+
+def check_that_all_is_restored() -> None:
+    before = state()
+    with pytest.raises(KeyError):
+        leave_by_an_error()
     assert state() == before
-    assert threading.active_count() <= threads + 1  # a cancelled clock may be about to end
     with StopRequest(grace=20.0, on_expire=ignore) as again:
         assert again.signal is None
     assert state() == before
+    assert not [thread for thread in threading.enumerate() if thread.name == "stop request"]
 
 
 def test_other_signals_are_not_taken_for_a_stop() -> None:
@@ -135,9 +243,7 @@ def test_other_signals_are_not_taken_for_a_stop() -> None:
         with StopRequest(grace=20.0, on_expire=ignore) as stop:
             signal.raise_signal(signal.SIGUSR1)
             signal.raise_signal(SIGTERM)
-            while stop.signal is None:
-                pass
-            assert (stop.signal, seen) == (SIGTERM, [signal.SIGUSR1])
+            assert (wait_for_signal(stop), seen) == (SIGTERM, [signal.SIGUSR1])
     finally:
         signal.signal(signal.SIGUSR1, before)
 

@@ -41,6 +41,18 @@ def newest_common(steps_by_agent: Sequence[Sequence[int]]) -> int | None:
     return max(set.intersection(*map(set, steps_by_agent)), default=None)
 
 
+def agents_in(directory: str | Path) -> int:
+    """Return the number of agents whose checkpoints a directory holds.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for path in sorted(Path(directory).glob("step-*/agent-*.pt")):
+        if match := _WHOLE.fullmatch(path.name):
+            return int(match[2])
+    raise ValueError(f"{directory} holds no checkpoints: give the folder of a run, such as runs/digits-slowmo")
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
     """One file of this agent; one that has no checksum yet is unfinished."""

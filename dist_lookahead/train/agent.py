@@ -1,0 +1,182 @@
+"""One agent of a run: its model, optimizer, data and random generators."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.optimizer import DistributedLookahead
+from dist_lookahead.tasks.task import Batch, Task
+from dist_lookahead.train.config import Config
+from dist_lookahead.train.dynamics import Dynamics
+from dist_lookahead.train.random_state import RandomState, derive_seed
+from dist_lookahead.train.sampler import BatchSampler, evaluation_split, loader
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Agent:
+    """Takes fast steps on its own share of the data; its optimizer meets the others at the syncs.
+
+    Args:
+        config: the run.
+        task: what to train; shared by all agents of a process.
+        communicator: this agent's end.
+        device: where to train.
+    """
+
+    def __init__(self, config: Config, task: Task, communicator: Communicator, device: torch.device) -> None:
+        self.config, self.task, self.communicator, self.device = config, task, communicator, device
+        self.random = RandomState(derive_seed(config.run.seed, "agent", communicator.rank), device)
+        self.model = self._build_model()
+        self.optimizer = DistributedLookahead(
+            config.inner.build(self.model.parameters()),
+            config.levels_stack(),
+            model=self.model,
+            communicator=communicator,
+            model_buffers=config.sync.model_buffers,
+            check_every=config.sync.check_every,
+        )
+        self.dynamics = Dynamics(self.optimizer.stack) if config.logging.dynamics else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self._forward = self._compiled()
+        self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._batches: Iterator[Batch] | None = None
+        self.step = 0
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss_steps = 0
+
+    @property
+    def synced(self) -> bool:
+        """Whether the outermost level fired after the last fast step."""
+        return self.optimizer.stack.bound[-1].last == self.step > 0
+
+    def begin(self, step: int, factor: float) -> None:
+        """Prepare the first fast step of this process."""
+        self.step = step
+        self._set_rates(factor)
+        stack = self.optimizer.stack
+        if step == 0:
+            stack.refresh()
+            if self.dynamics:
+                self.dynamics.begin(stack.buckets)
+        data = self.config.data
+        sampler = BatchSampler(
+            samples=self.task.samples,
+            batch_size=data.batch_size,
+            rank=self.communicator.rank,
+            agents=self.communicator.size,
+            seed=self.config.run.seed,
+            start=step,
+        )
+        self._batches = loader(self.task.train_batch, sampler, workers=data.workers, pin_memory=data.pin_memory)
+
+    def train_step(self, factor: float) -> None:
+        """Take one fast step with the learning rates at `factor` times their configured values."""
+        assert self._batches is not None
+        self._set_rates(factor)
+        with self.random.active():
+            batch = self._to_device(next(self._batches))
+            self.optimizer.zero_grad()
+            with self._precision():
+                loss = self.task.loss(self._forward, batch)
+            self.scaler.scale(loss).backward()
+        # Counted before the sync, which belongs to this step.
+        self.step += 1
+        self.loss_sum += loss.detach()
+        self.loss_steps += 1
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return this agent's share of the sums over the test data, at the weights that the model has now."""
+        totals: dict[str, float] = {}
+        split = evaluation_split(
+            samples=self.task.test_samples,
+            batch_size=self.config.evaluation.batch_size,
+            rank=self.communicator.rank,
+            agents=self.communicator.size,
+        )
+        self.model.eval()
+        for batch in loader(self.task.test_batch, split):
+            with self._precision():
+                sums = self.task.evaluate(self._forward, self._to_device(batch))
+            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
+        self.model.train()
+        return totals
+
+    def take_loss(self) -> tuple[float, int]:
+        """Return the sum of the losses since the last call, and their number."""
+        taken = float(self.loss_sum), self.loss_steps
+        self.loss_sum.zero_()
+        self.loss_steps = 0
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that decides what happens next, in tensors and plain containers."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": self.random.state_dict(),
+            "dynamics": self.dynamics.state_dict() if self.dynamics else {},
+            "loss": [float(self.loss_sum), self.loss_steps],
+            "bytes_sent": self.communicator.bytes_sent,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.random.load_state_dict(state["random"])
+        if self.dynamics:
+            self.dynamics.load_state_dict(state["dynamics"])
+        loss_sum, self.loss_steps = state["loss"]
+        self.loss_sum.fill_(loss_sum)
+
+    def weights(self, which: str) -> AbstractContextManager[None]:
+        """Return a context with the "slow" or the "averaged" weights in the model."""
+        return self.optimizer.slow_weights() if which == "slow" else self.optimizer.averaged_weights()
+
+    def _build_model(self) -> torch.nn.Module:
+        # All agents draw the same initial weights; the optimizer takes agent 0's anyway.
+        with RandomState(derive_seed(self.config.run.seed, "model"), torch.device("cpu")).active():
+            model = self.task.model().to(self.device)
+        return model.to(memory_format=torch.channels_last) if self.config.performance.channels_last else model
+
+    def _compiled(self) -> torch.nn.Module:
+        if not self.config.performance.compile:
+            return self.model
+        compiled = torch.compile(self.model)
+        assert isinstance(compiled, torch.nn.Module)
+        return compiled
+
+    def _set_rates(self, factor: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return tuple(self._placed(tensor) for tensor in batch)
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self.device, non_blocking=True)
+        images = self.config.performance.channels_last and tensor.dim() == 4
+        return tensor.contiguous(memory_format=torch.channels_last) if images else tensor
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        dtype = AUTOCAST.get(self.config.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+
+
+def all_weights(agents: list[Agent], which: str) -> ExitStack:
+    """Enter the slow or averaged weights on all agents of this process together: averaging is a collective."""
+    stack = ExitStack()
+    for agent in agents:
+        stack.enter_context(agent.weights(which))
+    return stack

@@ -1,0 +1,137 @@
+"""The command line: train, validate, export."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.tasks.task import Task
+from dist_lookahead.tasks.vision import VisionTask
+from dist_lookahead.train.config import Config, ConfigError, load_config
+from dist_lookahead.train.curves import draw_curves
+from dist_lookahead.train.exchange import texts_of_agents
+from dist_lookahead.train.export import export
+from dist_lookahead.train.run_directory import RunDirectory
+from dist_lookahead.train.summary import summary
+from dist_lookahead.train.trainer import DivergedError, Trainer
+from dist_lookahead.train.world import World, join_world
+
+BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status: 0, 2 for bad input, 128 + signal for a run that was stopped."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ConfigError, ValueError, OSError, DivergedError) as error:
+        print(f"dist-lookahead {options.command}: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dist-lookahead", description="Communication-efficient training.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="run a YAML file, alone or under torchrun")
+    _add_config(train)
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+    train.set_defaults(run=_train)
+    validate = commands.add_parser("validate", help="check a YAML file without running it")
+    _add_config(validate)
+    validate.set_defaults(run=_validate)
+    exporter = commands.add_parser("export", help="write the averaged model of a run as a plain state dict")
+    exporter.add_argument("directory", type=Path, metavar="RUN", help="folder of the run")
+    exporter.add_argument("--out", type=Path, default=Path("model.pt"), help="file to write (default: %(default)s)")
+    exporter.add_argument("--step", type=int, help="fast step of the checkpoint (default: the newest)")
+    exporter.set_defaults(run=_export)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="the run file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a setting, for instance --set levels.tau=24",
+    )
+
+
+def _validate(options: argparse.Namespace) -> int:
+    config = load_config(options.file, options.overrides)
+    print(f"{options.file} is valid. Levels, innermost first:")
+    for level in config.levels_stack():
+        print(f"    {level}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    print(export(options.directory, options.out, step=options.step))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = load_config(options.file, options.overrides)
+    _set_precision(config)
+    with join_world(agents=config.agents, device=config.run.device, timeout=config.run.timeout) as world:
+        task = _build_task(config, world.communicators, world.device)
+        directory = _agree_on_directory(config, world, resume=options.resume)
+        trainer = Trainer(config, task, world, directory, resume=options.resume)
+        outcome = trainer.run()
+        if world.leads:
+            if config.logging.plots:
+                draw_curves(directory.metrics, directory.curves, config.run.name)
+            if outcome.signal is None:
+                Console().print(summary(outcome, directory, name=config.run.name, agents=world.agents))
+            else:
+                print(
+                    f"Stopped by signal {outcome.signal} at the sync after fast step {outcome.step}, which is saved in "
+                    f"{directory.checkpoints}: go on with the same command and --resume"
+                )
+    return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+def _agree_on_directory(config: Config, world: World, *, resume: bool) -> RunDirectory:
+    """Agent 0 chooses: others may already see what it has made."""
+    own = [str(RunDirectory.choose(config, resume=resume).path)] * len(world.communicators)
+    return RunDirectory(Path(texts_of_agents(world.communicators, own, world.device)[0]))
+
+
+def _build_task(config: Config, communicators: Sequence[Communicator], device: torch.device) -> Task:
+    """Let agent 0 come first: it downloads what is missing, once."""
+    first = communicators[0].rank == 0
+    task = _vision(config) if first or not config.data.download else None
+    texts_of_agents(communicators, ["ready"] * len(communicators), device)
+    return task or _vision(config)
+
+
+def _vision(config: Config) -> Task:
+    data, model = config.data, config.model
+    return VisionTask(
+        data=data.name,
+        model=model.name,
+        path=data.path,
+        download=data.download,
+        augment=data.augment,
+        label_smoothing=data.label_smoothing,
+        width=model.width,
+        dropout=model.dropout,
+        image_size=data.image_size,
+        seed=config.run.seed,
+    )
+
+
+def _set_precision(config: Config) -> None:
+    if config.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    if config.run.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False

@@ -1,0 +1,182 @@
+"""The configuration of a run: strict, typed YAML; every fault in one error.
+
+    config = load_config("configs/digits/slowmo.yaml", ["levels.tau=24"])
+
+The sections and the meaning of each setting are in `config_sections.py`, `config_inner.py`, `config_lr.py` and
+`config_levels.py`; each field has its docstring.
+"""
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError, model_validator
+
+from dist_lookahead.level import Level
+from dist_lookahead.train.config_faults import ConfigError, Faults, faults_of
+from dist_lookahead.train.config_file import override, read_yaml, write_yaml
+from dist_lookahead.train.config_inner import Inner
+from dist_lookahead.train.config_length import RunLength
+from dist_lookahead.train.config_levels import Levels
+from dist_lookahead.train.config_lr import ConstantRate, LrSchedule
+from dist_lookahead.train.config_pairs import PAIRS, agents_faults, device_faults, length_faults, run_length
+from dist_lookahead.train.config_sections import (
+    Checkpoint,
+    Data,
+    Evaluation,
+    Logging,
+    ModelChoice,
+    Performance,
+    Precision,
+    Run,
+    Section,
+    Sync,
+)
+
+__all__ = ["Config", "ConfigError", "load_config", "parse_config"]
+
+
+class Config(Section):
+    """Everything about a run; frozen.
+
+    Raises:
+        ValidationError: from pydantic, where it is built by hand; `load_config` and `parse_config` raise `ConfigError`.
+    """
+
+    run: Run
+    """Name, length, seed and device."""
+    agents: int = Field(default=1, ge=1)
+    """Agents simulated in this one process; under torchrun every process is one agent, and this is 1."""
+    task: Literal["vision"] = "vision"
+    """What kind of thing is learnt: image classification."""
+    data: Data
+    """What is trained on."""
+    model: ModelChoice
+    """What is trained."""
+    inner: Annotated[Inner, PlainValidator(Inner.read), PlainSerializer(Inner.plain)]
+    """The fast optimizer."""
+    lr_schedule: LrSchedule = ConstantRate()
+    """How the fast learning rate changes."""
+    levels: Annotated[Levels, PlainValidator(Levels.read), PlainSerializer(Levels.plain)]
+    """When agents average and how slow weights move."""
+    sync: Sync = Sync()
+    """What happens at syncs beside the levels."""
+    precision: Precision = "fp32"
+    """tf32: matrix products on a GPU in TF32; bf16 and fp16: autocast, fp16 with loss scaling."""
+    evaluation: Evaluation = Evaluation()
+    """When and at which weights the test data are evaluated."""
+    checkpoint: Checkpoint = Checkpoint()
+    """What is kept to go on from."""
+    logging: Logging = Logging()
+    """What is written and shown."""
+    performance: Performance = Performance()
+    """What makes it faster."""
+
+    @model_validator(mode="after")
+    def _pairs_fit(self) -> "Config":
+        faults = list(_pair_faults(dict(self)))
+        if faults:
+            raise Faults(faults)
+        return self
+
+    def levels_stack(self) -> list[Level]:
+        """Return the levels, innermost first, for `DistributedLookahead`."""
+        return list(self.levels.stack)
+
+    def length(self, *, samples: int, agents: int) -> RunLength:
+        """Return the length of the run, `total` in fast steps.
+
+        Args:
+            samples: training samples of the task.
+            agents: number of agents, simulated or not.
+        """
+        return run_length(self.run, self.data, samples=samples, agents=agents)
+
+    def check(self, *, device: str, samples: int, agents: int) -> None:
+        """Check what only the running program knows: the device, the data, and the number of agents.
+
+        Args:
+            device: "cpu" or "cuda".
+            samples: training samples of the task.
+            agents: number of agents, simulated or not.
+
+        Raises:
+            ConfigError: for settings without effect there.
+        """
+        faults = [
+            *device_faults(device, self.data, self.precision),
+            *agents_faults(agents, self.levels),
+            *length_faults(self.length(samples=samples, agents=agents), self.levels, self.lr_schedule),
+        ]
+        if faults:
+            raise ConfigError(f"run {self.run.name!r}", faults)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return plain containers with all defaults filled in; `parse_config` makes an equal `Config` of them."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Return `resolved` as the text of a run file."""
+        return write_yaml(self.resolved())
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a run file.
+
+    Args:
+        path: YAML file.
+        overrides: settings on top of it, such as "levels.tau=24"; the value is YAML.
+
+    Raises:
+        ConfigError: lists every fault of file and overrides.
+    """
+    path = Path(path)
+    plain = read_yaml(path)
+    return _parse(plain, str(path), override(plain, overrides))
+
+
+def parse_config(plain: Mapping[str, Any], source: str = "config") -> Config:
+    """Check plain containers.
+
+    Args:
+        plain: as in a run file.
+        source: where they came from, for messages.
+
+    Raises:
+        ConfigError: lists every fault.
+    """
+    return _parse(plain, source, [])
+
+
+def _parse(plain: Mapping[str, Any], source: str, faults: list[str]) -> Config:
+    try:
+        config = Config.model_validate(dict(plain))
+    except ValidationError as error:
+        faults = [*faults, *faults_of(error, Config)]
+        if all(details["loc"] for details in error.errors()):  # else the pairs were checked already
+            faults += _pair_faults(dict(_sound_sections(plain, {details["loc"][0] for details in error.errors()})))
+        raise ConfigError(source, faults) from error
+    if faults:
+        raise ConfigError(source, faults)
+    return config
+
+
+def _sound_sections(plain: Mapping[str, Any], faulty: Collection[int | str]) -> Iterator[tuple[str, Any]]:
+    """Yield the sections that have no faults in themselves, and the defaults of those not given."""
+    for name, field in Config.model_fields.items():
+        if name in faulty:
+            continue
+        if name in plain:
+            section: Any = Annotated[field.annotation, field]  # pyright: ignore[reportInvalidTypeForm] - made at run time
+            yield name, TypeAdapter(section).validate_python(plain[name])
+        else:
+            yield name, field.default
+
+
+def _pair_faults(sections: Mapping[str, Any]) -> Iterator[str]:
+    """Run every check whose sections are all there."""
+    for check in PAIRS:
+        needed = inspect.signature(check).parameters
+        if sections.keys() >= needed.keys():
+            yield from check(**{name: sections[name] for name in needed})

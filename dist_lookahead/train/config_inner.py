@@ -1,0 +1,136 @@
+"""The section `inner`: the fast optimizer, any of torch.optim by name, with its own arguments."""
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import nn
+from torch.optim import Optimizer
+
+from dist_lookahead.train.config_faults import Faults, is_unknown, shown
+
+UNFIT = {
+    "LBFGS": "needs a closure, which the trainer does not give",
+    "SparseAdam": "needs sparse gradients, which no model here has",
+    "Muon": "takes matrices only, and every model here has vectors too",
+}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if inspect.isclass(kind) and issubclass(kind, Optimizer) and kind is not Optimizer
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inner:
+    """The fast optimizer. In the file its options stand beside its name.
+
+    Args:
+        name: class in torch.optim.
+        options: arguments of its constructor, `lr` among them.
+        decay_norm_and_bias: whether weight decay acts on vectors too (biases, BatchNorm's scale), as in torch.
+
+    Example:
+        >>> inner = Inner.read({"name": "SGD", "lr": 0.1, "momentum": 0.9})
+        >>> inner.build([nn.Parameter(torch.zeros(2))]).param_groups[0]["momentum"]
+        0.9
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    decay_norm_and_bias: bool = True
+
+    def build(self, params: Iterable[nn.Parameter]) -> Optimizer:
+        """Construct the optimizer."""
+        params = list(params)
+        groups: list[dict[str, Any]] = [{"params": params}]
+        if not self.decay_norm_and_bias:
+            vectors = [p for p in params if p.ndim < 2]
+            matrices = [p for p in params if p.ndim >= 2]
+            groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        return OPTIMIZERS[self.name](groups, **self.options)
+
+    def plain(self) -> dict[str, Any]:
+        """Return what `read` reads."""
+        options = {key: list(value) if isinstance(value, tuple) else value for key, value in self.options.items()}
+        return {"name": self.name, **options, "decay_norm_and_bias": self.decay_norm_and_bias}
+
+    @classmethod
+    def read(cls, plain: object) -> "Inner":
+        """Read the section.
+
+        Raises:
+            Faults: for everything that is wrong with it.
+        """
+        if isinstance(plain, Inner):
+            return plain
+        if not isinstance(plain, Mapping) or "name" not in plain:
+            raise Faults(["inner.name is missing: an optimizer of torch.optim, such as SGD"])
+        options: dict[Any, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
+        name, decays = options.pop("name"), options.pop("decay_norm_and_bias", True)
+        if name not in OPTIMIZERS or name in UNFIT:
+            raise Faults([_unfit(name)])
+        faults = list(_option_faults(name, options))
+        if not isinstance(decays, bool):
+            faults.append(f"inner.decay_norm_and_bias={shown(decays)} must be true or false")
+        if faults:
+            raise Faults(faults)
+        inner = cls(name=name, options=types.MappingProxyType(options), decay_norm_and_bias=decays)
+        inner._try_out()
+        return inner
+
+    def _try_out(self) -> None:
+        """Refuse values that the optimizer itself refuses, and options without effect."""
+        options = ", ".join(f"{key}={shown(value)}" for key, value in self.options.items())
+        try:
+            defaults = OPTIMIZERS[self.name]([nn.Parameter(torch.zeros(1))], **self.options).defaults
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise Faults([f"inner: {self.name}({options}) is refused by torch: {error}"]) from error
+        faults = []
+        if not self.decay_norm_and_bias and not defaults.get("weight_decay"):
+            faults.append("inner.decay_norm_and_bias=false has no effect without weight_decay; remove it, or set both")
+        if defaults.get("dampening") and not defaults.get("momentum"):
+            faults.append("inner.dampening has no effect without momentum; remove it, or set both")
+        if faults:
+            raise Faults(faults)
+
+
+def _unfit(name: object) -> str:
+    fit = [known for known in OPTIMIZERS if known not in UNFIT]
+    if isinstance(name, str) and name in UNFIT:
+        return f"inner.name={name!r} {UNFIT[name]}; allowed: {', '.join(fit)}"
+    return f"inner.name={shown(name)} {is_unknown(name, fit)}"
+
+
+def _option_faults(name: str, options: Mapping[str, Any]) -> Iterable[str]:
+    parameters = dict(inspect.signature(OPTIMIZERS[name]).parameters)
+    del parameters["params"]
+    if "lr" not in options:
+        yield "inner.lr is missing: the learning rate has no default here"
+    for key, value in options.items():
+        if key not in parameters:
+            yield f"inner.{key} {is_unknown(key, [*parameters, 'decay_norm_and_bias'])}"
+        elif not _fits(value, parameters[key].annotation):
+            yield f"inner.{key}={shown(value)} must be {_words(parameters[key].annotation)}"
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    config = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    try:
+        TypeAdapter(annotation, config=config).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _words(annotation: Any) -> str:
+    """Say what an annotation of torch.optim allows in a file, where there are no tensors."""
+    kinds = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
+    if getattr(annotation, "__origin__", None) is tuple:
+        return f"a list of {len(annotation.__args__)} numbers"
+    members = getattr(annotation, "__args__", (annotation,))
+    return " or ".join(kinds[member] for member in members if member in kinds)

@@ -1,0 +1,105 @@
+"""The section `lr_schedule`: how the fast learning rate changes."""
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from dist_lookahead.train import lr_schedule
+from dist_lookahead.train.config_faults import Faults
+from dist_lookahead.train.config_length import RunLength, Unit
+from dist_lookahead.train.config_sections import Section, as_tuple
+from dist_lookahead.train.lr_schedule import Factor
+
+
+class _WarmedUp(Section, ABC):
+    """What all schedules share."""
+
+    warmup: float = Field(default=0, ge=0)
+    """Length of the linear warm-up, in `unit`; 0 for none."""
+    unit: Unit = "steps"
+    """Unit of warmup and milestones: fast steps or epochs."""
+
+    def factor(self, length: RunLength) -> Factor:
+        """Return the factor of the learning rate as a function of the fast step."""
+        warmup = length.steps(self.warmup, self.unit)
+        after = self._after(warmup, length)
+        return lr_schedule.Warmup(steps=warmup, then=after) if warmup else after
+
+    @abstractmethod
+    def _after(self, warmup: int, length: RunLength) -> Factor:
+        """Return the factor without its warm-up."""
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> "_WarmedUp":
+        if self.unit == "steps" and self.warmup % 1:
+            raise Faults([f"lr_schedule.warmup={self.warmup} must be a whole number of steps, or unit: epochs"])
+        return self
+
+
+class ConstantRate(_WarmedUp):
+    """The rate as it is."""
+
+    name: Literal["constant"] = "constant"
+
+    def _after(self, warmup: int, length: RunLength) -> Factor:
+        return lr_schedule.Constant()
+
+    @model_validator(mode="after")
+    def _unit_has_effect(self) -> "ConstantRate":
+        if self.unit != "steps" and self.warmup == 0:
+            raise Faults([f"lr_schedule.unit={self.unit!r} has no effect without warmup; remove it"])
+        return self
+
+
+class MultistepRate(_WarmedUp):
+    """The rate times gamma at each milestone."""
+
+    name: Literal["multistep"]
+    milestones: Annotated[tuple[float, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+    """When the rate is multiplied, increasing, counted from the start of the run, in `unit`."""
+    gamma: float = Field(default=0.1, gt=0)
+    """Factor at each milestone."""
+
+    def _after(self, warmup: int, length: RunLength) -> Factor:
+        milestones = tuple(length.steps(milestone, self.unit) for milestone in self.milestones)
+        return lr_schedule.Multistep(milestones=milestones, gamma=self.gamma)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "MultistepRate":
+        faults, given = [], f"lr_schedule.milestones={list(self.milestones)}"
+        if any(a >= b for a, b in pairwise((0, *self.milestones))):
+            faults.append(f"{given} must be above 0 and increasing")
+        if self.milestones[0] < self.warmup:
+            faults.append(f"{given} must not begin before the end of lr_schedule.warmup={self.warmup:g}")
+        if self.unit == "steps" and any(milestone % 1 for milestone in self.milestones):
+            faults.append(f"{given} must be whole numbers of steps, or unit: epochs")
+        if faults:
+            raise Faults(faults)
+        return self
+
+
+class CosineRate(_WarmedUp):
+    """Half a cosine from the end of the warm-up to the end of the run."""
+
+    name: Literal["cosine"]
+    floor: float = Field(default=0.0, ge=0, lt=1)
+    """Part of the rate that is left at the end."""
+
+    def _after(self, warmup: int, length: RunLength) -> Factor:
+        return lr_schedule.Cosine(start=warmup, stop=length.total, floor=self.floor)
+
+
+class LinearRate(_WarmedUp):
+    """A straight line from the end of the warm-up to the end of the run."""
+
+    name: Literal["linear"]
+    floor: float = Field(default=0.0, ge=0, lt=1)
+    """Part of the rate that is left at the end."""
+
+    def _after(self, warmup: int, length: RunLength) -> Factor:
+        return lr_schedule.Linear(start=warmup, stop=length.total, floor=self.floor)
+
+
+LrSchedule = Annotated[ConstantRate | MultistepRate | CosineRate | LinearRate, Field(discriminator="name")]

@@ -1,0 +1,111 @@
+"""Checks of settings against each other, across sections.
+
+Each check is a function of the sections it reads, named as in the file. It runs where all of these are free of
+faults in themselves.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from dist_lookahead.tasks.datasets import DATA_SETS
+from dist_lookahead.tasks.models import OWN_MODELS, build_model
+from dist_lookahead.train.config_length import RunLength
+from dist_lookahead.train.config_levels import Levels
+from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
+from dist_lookahead.train.config_sections import Data, ModelChoice, Performance, Precision, Run
+
+SAMPLES = {"digits": 1437, "mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+"""Training samples of the data sets that always have the same."""
+
+
+def run_length(run: Run, data: Data, *, samples: int, agents: int) -> RunLength:
+    """Return the length of the run."""
+    if run.steps is not None:
+        return RunLength(samples=samples, batch_size=data.batch_size, agents=agents, amount=run.steps, unit="steps")
+    assert run.epochs is not None
+    return RunLength(samples=samples, batch_size=data.batch_size, agents=agents, amount=run.epochs, unit="epochs")
+
+
+def device_faults(device: str, data: Data, precision: Precision) -> Iterator[str]:
+    """Say what has no effect on this device."""
+    if device != "cpu":
+        return
+    if precision == "tf32":
+        yield "precision='tf32' has no effect on device='cpu': use fp32 or bf16, or device: cuda"
+    if data.pin_memory:
+        yield "data.pin_memory=true has no effect on device='cpu': remove it, or use device: cuda"
+
+
+def agents_faults(agents: int, levels: Levels) -> Iterator[str]:
+    """Say whether the agents would never hear of each other."""
+    if agents > 1 and not any(level.mix.communicates for level in levels.stack):
+        yield f"agents={agents} has no effect on levels that never average: use one agent, or mix: exact in a level"
+
+
+def length_faults(length: RunLength, levels: Levels, lr_schedule: LrSchedule) -> Iterator[str]:
+    """Say what would come only after the end of the run."""
+    total = length.total
+    for index, level in enumerate(levels.stack):
+        first = level.when.after(0)
+        if first > total:
+            yield f"{_tau_path(levels, index)}={first}: the run has {total} fast steps, so no sync would ever be due"
+    unit = lr_schedule.unit
+    warmup = length.steps(lr_schedule.warmup, unit)
+    decays = isinstance(lr_schedule, CosineRate | LinearRate)
+    if warmup > total or (decays and warmup == total):
+        yield f"lr_schedule.warmup={lr_schedule.warmup:g} {unit} is longer than the run of {total} fast steps"
+    if isinstance(lr_schedule, MultistepRate):
+        for milestone in lr_schedule.milestones:
+            if length.steps(milestone, unit) >= total:
+                yield f"lr_schedule.milestones: {milestone:g} {unit} is beyond the end of the run of {total} fast steps"
+
+
+def _device(run: Run, data: Data, precision: Precision) -> Iterator[str]:
+    return device_faults(run.device, data, precision)
+
+
+def _agents(agents: int, levels: Levels) -> Iterator[str]:
+    return agents_faults(agents, levels)
+
+
+def _length(run: Run, data: Data, agents: int, levels: Levels, lr_schedule: LrSchedule) -> Iterator[str]:
+    """Under torchrun there may be more agents and so fewer steps, never more of them."""
+    known = SAMPLES.get(data.name)
+    if known is not None:
+        yield from length_faults(run_length(run, data, samples=known, agents=agents), levels, lr_schedule)
+
+
+def _model_takes_images(data: Data, model: ModelChoice) -> Iterator[str]:
+    facts = DATA_SETS[data.name]
+    if model.name in OWN_MODELS:
+        return
+    try:
+        with torch.device("meta"):  # no memory, and no random numbers of the run
+            build_model(
+                model.name,
+                channels=facts.channels,
+                size=data.image_size or facts.size,
+                classes=10,
+                dropout=model.dropout,
+            )
+    except ValueError as error:
+        yield f"model: {error}"
+
+
+def _images_have_an_order(model: ModelChoice, performance: Performance) -> Iterator[str]:
+    if performance.channels_last and model.name == "mlp":
+        yield "performance.channels_last=true has no effect on mlp, which has no convolutions: remove it"
+
+
+PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
+    _device,
+    _agents,
+    _length,
+    _model_takes_images,
+    _images_have_an_order,
+)
+
+
+def _tau_path(levels: Levels, index: int) -> str:
+    return "levels.tau" if levels.recipe and len(levels.stack) == 1 else f"levels[{index}].tau"

@@ -1,0 +1,66 @@
+"""The averaged model of a run as a plain state dict, which loads in plain torch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_lookahead.train.checkpoint import CheckpointStore, agents_in, newest_common
+from dist_lookahead.train.run_directory import RunDirectory
+
+
+def export(run: Path, out: Path, *, step: int | None = None) -> str:
+    """Write the slow weights of a checkpoint as a state dict, and return a sentence on what they are.
+
+    In the middle of a round without slow weights on every agent (local SGD, sharded levels) it is the mean of all
+    agents' weights.
+
+    Args:
+        run: folder of a run.
+        out: file to write; `torch.load(out, weights_only=True)` reads it.
+        step: fast step of the checkpoint; the newest by default.
+
+    Raises:
+        ValueError: without such a checkpoint.
+    """
+    directory = RunDirectory(run)
+    stores = _stores(directory)
+    common = newest_common([store.steps() for store in stores]) if step is None else step
+    if common is None:
+        raise ValueError(f"{directory.checkpoints} has no step of which all {len(stores)} agents have a whole file")
+    agents = (store.load(common)["agent"] for store in stores)
+    first = next(agents)
+    weights, what = _averaged(first, agents)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({name: tensor.clone() for name, tensor in weights.items()}, out)
+    return f"{out}: {what} after fast step {common} of {run}, {len(weights)} tensors"
+
+
+def _stores(directory: RunDirectory) -> list[CheckpointStore]:
+    agents = agents_in(directory.checkpoints)
+    return [CheckpointStore(directory.checkpoints, agent, agents) for agent in range(agents)]
+
+
+def _averaged(first: Mapping[str, Any], others: Any) -> tuple[dict[str, Tensor], str]:
+    model, slow = dict(first["model"]), first["optimizer"]["levels"]
+    outer = slow["levels"][-1]
+    if outer["last"] == slow["clock"]:
+        return model, "slow weights at a sync"
+    if outer["slow"] and not outer["owned"]:
+        names = [name for bucket in slow["parameters"] for name in bucket]
+        for name, tensor in zip(names, outer["slow"], strict=True):
+            model[name] = tensor.to(model[name].dtype)
+        return {**model, **slow["buffers"]}, f"slow weights of fast step {outer['last']}"
+    return _mean([model, *(dict(other["model"]) for other in others)]), "mean of all agents' fast weights"
+
+
+def _mean(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    first = models[0]
+    return {
+        name: sum(model[name].double() for model in models).div(len(models)).to(tensor.dtype)  # pyright: ignore[reportAttributeAccessIssue] - a sum of tensors
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in first.items()
+    }

@@ -1,0 +1,137 @@
+"""What a run has behind it: its checkpoints, and the counts that go on when it is resumed."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dist_lookahead.train.agent import Agent
+from dist_lookahead.train.checkpoint import CheckpointStore, newest_common
+from dist_lookahead.train.config import Config
+from dist_lookahead.train.exchange import texts_of_agents
+from dist_lookahead.train.run_directory import RunDirectory
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+FREE = (  # settings that may differ when a run goes on: they do not change what is computed, or on purpose
+    "run.name",
+    "run.dir",
+    "run.device",
+    "run.timeout",
+    "run.epochs",
+    "run.steps",
+    "data.path",
+    "data.download",
+    "data.workers",
+    "data.pin_memory",
+    "evaluation",
+    "checkpoint",
+    "logging",
+    "sync.check_every",
+)
+
+
+class History:
+    """Saves and restores the agents of this process.
+
+    Args:
+        config: the run.
+        directory: its files.
+        agents: of this process.
+        evaluation_period: fast steps between evaluations; None for the end only.
+    """
+
+    def __init__(
+        self, config: Config, directory: RunDirectory, agents: Sequence[Agent], evaluation_period: int | None
+    ) -> None:
+        self.metrics: dict[str, dict[str, float]] = {}
+        self.next_evaluation = evaluation_period or 0
+        self._config = config
+        self._agents = agents
+        self._stores = [
+            CheckpointStore(
+                directory.checkpoints, a.communicator.rank, a.communicator.size, keep=config.checkpoint.keep
+            )
+            for a in agents
+        ]
+        self._last: int | None = None
+        self._common = -1
+        self._bytes_before = -agents[0].communicator.bytes_sent  # what the construction sent does not count
+
+    def restore(self) -> int:
+        """Load the newest checkpoint that all agents have, and return its fast step: 0 where there is none."""
+        own = [json.dumps(store.steps()) for store in self._stores]
+        communicators = [agent.communicator for agent in self._agents]
+        everybody = texts_of_agents(communicators, own, self._agents[0].device)
+        step = newest_common([json.loads(text) for text in everybody])
+        if step is None:
+            return 0
+        states = [store.load(step) for store in self._stores]
+        for agent, store, state in zip(self._agents, self._stores, states, strict=True):
+            _require_same_run(state["config"], self._config.resolved())
+            agent.load_state_dict(state["agent"])
+            store.drop_after(step)
+        self.metrics, self.next_evaluation = states[0]["metrics"], states[0]["next_evaluation"]
+        self._bytes_before = states[0]["bytes_sent"] - self._agents[0].communicator.bytes_sent
+        self._last = self._common = step
+        return step
+
+    def save(self, step: int) -> None:
+        """Save all agents of this process, unless this step is saved already."""
+        if step == self._last:
+            return
+        for agent, store in zip(self._agents, self._stores, strict=True):
+            state = {
+                "format": FORMAT,
+                "config": self._config.resolved(),
+                "agent": agent.state_dict(),
+                "metrics": self.metrics,
+                "next_evaluation": self.next_evaluation,
+                "bytes_sent": self.bytes_sent(),
+            }
+            store.save(step, state, common=self._common)
+        self._last = step
+
+    def all_agents_passed(self) -> None:
+        """After a sync every agent has finished the saves before it."""
+        self._common = -1 if self._last is None else self._last
+
+    def bytes_sent(self) -> int:
+        """Bytes that one agent has sent in the whole run."""
+        return self._bytes_before + self._agents[0].communicator.bytes_sent
+
+    def where_to_go_on(self) -> str:
+        """Say which checkpoint a resumed run starts from."""
+        if self._last is None:
+            return "There is no checkpoint yet"
+        return (
+            f"The last checkpoint is of fast step {self._last} in {self._stores[0].directory}: "
+            "go on with the same command and --resume"
+        )
+
+
+def _require_same_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse to go on with another training than the one that was saved."""
+    before, now = dict(_flat(saved)), dict(_flat(here))
+    changed = [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    fatal = [line for line in changed if not line.startswith(FREE)]
+    if fatal:
+        raise ValueError(
+            "this is not the run that was saved; changed since: " + "; ".join(fatal) + ". Restore these values to "
+            "resume it, or start a new run without --resume"
+        )
+    if changed:
+        _log.warning("resumed with other settings: %s", "; ".join(changed))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,68 @@
+"""Progress for a person: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINES = 20  # plain lines of progress in a whole run
+
+
+class ProgressDisplay:
+    """Shows how far a run is.
+
+    Args:
+        name: of the run.
+        total: fast steps of the run.
+        start: fast steps done before this process.
+        mode: "auto" (a bar on a terminal, else plain lines), "bar", "plain" or "off".
+    """
+
+    def __init__(self, name: str, *, total: int, start: int, mode: str) -> None:
+        self.console = Console(file=sys.stderr)
+        if mode == "auto":
+            mode = "bar" if self.console.is_terminal else "plain"
+        self._mode = mode
+        self._name = name
+        self._total = total
+        self._latest: dict[str, float] = {}
+        self._bar: Progress | None = None
+        if mode == "bar":
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[values]}"),
+            )
+            self._bar = Progress(*columns, console=self.console)
+            self._task = self._bar.add_task(name, total=total, completed=start, values="")
+            self._bar.start()
+
+    def step(self, step: int) -> None:
+        """Show that `step` fast steps are done."""
+        if self._bar:
+            self._bar.update(self._task, completed=step, values=self._values())
+        elif self._mode == "plain" and self._is_milestone(step):
+            self.say(f"{self._name}: step {step} of {self._total}  {self._values()}")
+
+    def values(self, values: Mapping[str, float]) -> None:
+        """Remember values to show with the next step."""
+        self._latest.update(values)
+
+    def say(self, sentence: str) -> None:
+        """Print a line."""
+        if self._mode != "off":
+            self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the bar where it is."""
+        if self._bar:
+            self._bar.stop()
+
+    def _is_milestone(self, step: int) -> bool:
+        return step * LINES // self._total > (step - 1) * LINES // self._total
+
+    def _values(self) -> str:
+        return "  ".join(f"{name} {value:.4g}" for name, value in self._latest.items())

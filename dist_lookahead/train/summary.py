@@ -1,0 +1,58 @@
+"""What a person wants to read at the end of a run."""
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from dist_lookahead.train.run_directory import RunDirectory
+from dist_lookahead.train.trainer import Outcome
+
+
+def summary(outcome: Outcome, directory: RunDirectory, *, name: str, agents: int) -> Table:
+    """Return the table of a finished run."""
+    table = Table(
+        title=f"{name}: {outcome.step} fast steps of {agents} agent{'s' if agents > 1 else ''}", show_header=False
+    )
+    for what, value in (*_metrics(outcome), *_cost(outcome, agents), *_files(directory)):
+        table.add_row(what, value)
+    return table
+
+
+def _metrics(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    for which, metrics in outcome.metrics.items():
+        for name, value in metrics.items():
+            shown = f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4f}"
+            yield f"test {name} ({which} weights)", shown
+
+
+def _cost(outcome: Outcome, agents: int) -> Iterator[tuple[str, str]]:
+    yield "speed", f"{outcome.steps_here / outcome.seconds:.1f} fast steps per second and agent"
+    yield "syncs", str(outcome.syncs)
+    if agents > 1:
+        ratio = outcome.ddp_bytes / outcome.bytes_sent
+        yield "sent per agent", f"{size(outcome.bytes_sent)}, where DDP sends {size(outcome.ddp_bytes)} ({ratio:.1f} x)"
+
+
+def _files(directory: RunDirectory) -> Iterator[tuple[str, str]]:
+    for what, path in (
+        ("curves", directory.curves),
+        ("metrics", directory.metrics),
+        ("TensorBoard", directory.tensorboard),
+        ("checkpoints", directory.checkpoints),
+    ):
+        if path.exists():
+            yield what, str(path)
+
+
+def size(count: float) -> str:
+    """Write a number of bytes with a unit.
+
+    Example:
+        >>> size(999), size(20_530_000)
+        ('999 B', '20.5 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"

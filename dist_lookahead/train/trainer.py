@@ -1,0 +1,234 @@
+"""The training loop: fast steps of the agents of this process, syncs, evaluations, checkpoints, and the way out."""
+
+import math
+import time
+from dataclasses import dataclass
+
+from dist_lookahead.comm.communicator import ring_bytes
+from dist_lookahead.stack import SyncError
+from dist_lookahead.tasks.task import Task
+from dist_lookahead.train.agent import Agent, all_weights
+from dist_lookahead.train.config import Config
+from dist_lookahead.train.exchange import sum_over_agents
+from dist_lookahead.train.history import History
+from dist_lookahead.train.progress import ProgressDisplay
+from dist_lookahead.train.recorder import Recorder
+from dist_lookahead.train.run_directory import RunDirectory
+from dist_lookahead.train.signals import StopRequest
+from dist_lookahead.train.world import World
+
+
+class DivergedError(RuntimeError):
+    """The training loss is not a number any more."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        signal: that stopped it early; None for a run that came to its end.
+        step: fast steps done.
+        metrics: of the last evaluation, per kind of weights.
+        seconds: of training in this process.
+        steps_here: fast steps done in this process.
+        syncs: of the outermost level, in the whole run.
+        bytes_sent: by one agent in the whole run.
+        ddp_bytes: what one agent would have sent to average its gradients after every step.
+    """
+
+    signal: int | None
+    step: int
+    metrics: dict[str, dict[str, float]]
+    seconds: float
+    steps_here: int
+    syncs: int
+    bytes_sent: int
+    ddp_bytes: int
+
+
+class Trainer:
+    """A run: the agents of this process and its files.
+
+    Args:
+        config: the run.
+        task: what to train.
+        world: the agents' communicators and the device.
+        directory: where the results go.
+        resume: go on from the newest checkpoint in the directory, if there is one.
+    """
+
+    def __init__(
+        self, config: Config, task: Task, world: World, directory: RunDirectory, *, resume: bool = False
+    ) -> None:
+        config.check(device=world.device.type, samples=task.samples, agents=world.agents)
+        self.config, self.world, self.directory = config, world, directory
+        self.agents = [Agent(config, task, c, world.device) for c in world.communicators]
+        length = config.length(samples=task.samples, agents=world.agents)
+        self.total = length.total
+        self.steps_per_epoch = task.samples / (config.data.batch_size * world.agents)
+        self.schedule = config.lr_schedule.factor(length)
+        self.evaluation_period = config.evaluation.period(length)
+        self.history = History(config, directory, self.agents, self.evaluation_period)
+        self.step = self.start = self.history.restore() if resume else 0
+        self.progress = ProgressDisplay(
+            config.run.name,
+            total=self.total,
+            start=self.start,
+            mode=config.logging.progress if world.leads else "off",
+        )
+        self.recorder = self._open_recorder() if world.leads else None
+
+    def run(self) -> Outcome:
+        """Train to the end, or to the sync after a signal.
+
+        Raises:
+            SyncError: an agent was lost or late.
+            DivergedError: the loss is not finite.
+        """
+        begun = time.perf_counter()
+        self._say_where_it_starts()
+        for agent in self.agents:
+            agent.begin(self.step, self.schedule(self.step))
+        self._mark()
+        try:
+            with StopRequest(grace=self.config.checkpoint.grace, on_expire=self._too_late) as stop:
+                signum = self._loop(stop)
+                if signum is None:
+                    self._finish()
+                self.history.save(self.step)
+        except SyncError as error:
+            error.add_note(self.history.where_to_go_on())
+            raise
+        finally:
+            self.progress.close()
+            if self.recorder:
+                self.recorder.close()
+        return self._outcome(signum, time.perf_counter() - begun)
+
+    def _loop(self, stop: StopRequest) -> int | None:
+        """Take fast steps until the end, or until agents have told each other of a signal; return that."""
+        checkpoint = self.config.checkpoint.every
+        while self.step < self.total:
+            factor = self.schedule(self.step)
+            for agent in self.agents:
+                agent.train_step(factor)
+            self.step += 1
+            stack = self.agents[0].optimizer.stack
+            if self.agents[0].synced:
+                self._after_sync()
+            if self.step % checkpoint == 0:
+                self.history.save(self.step)
+                self._mark()
+            self.progress.step(self.step)
+            if any(stack.flags):
+                return max(stack.flags)
+            if stop.signal is not None:
+                for agent in self.agents:
+                    agent.optimizer.stack.raise_flag(stop.signal)
+        return None
+
+    def _after_sync(self) -> None:
+        self.history.all_agents_passed()
+        syncs = self.agents[0].optimizer.stack.bound[-1].rounds
+        if syncs % self.config.logging.every == 0:
+            self._report_sync(syncs)
+        period = self.evaluation_period
+        if period and self.history.next_evaluation <= self.step < self.total:
+            self._evaluate()
+            self.history.next_evaluation = (self.step // period + 1) * period
+        self._mark()
+
+    def _finish(self) -> None:
+        """Synchronise the last, partial round, and evaluate."""
+        if not self.agents[0].synced:
+            for agent in self.agents:
+                agent.optimizer.sync()
+            self._after_sync()
+        self._evaluate()
+
+    def _report_sync(self, syncs: int) -> None:
+        """Sum over the agents what they measured since the last report, and write it down."""
+        waiting = self._seconds_syncing() - self._syncing_before
+        seconds = time.perf_counter() - self._marked
+        rows = [[*a.take_loss(), *(a.dynamics.sums() if a.dynamics else ())] for a in self.agents]
+        loss_sum, steps, *moved = sum_over_agents(self.world.communicators, rows, self.world.device)
+        if not math.isfinite(loss_sum):
+            raise DivergedError(
+                f"the loss is {loss_sum / steps} in the round before fast step {self.step}: lower inner.lr or "
+                f"levels.beta. {self.history.where_to_go_on()}"
+            )
+        lead = self.agents[0]
+        alpha, beta = lead.optimizer.stack.bound[-1].coefficients
+        values = {
+            "epoch": self.step / self.steps_per_epoch,
+            "syncs": syncs,
+            "loss": loss_sum / steps,
+            "lr": lead.optimizer.param_groups[0]["lr"],
+            "alpha": alpha,
+            "beta": beta,
+            "seconds_compute": seconds - waiting,
+            "seconds_sync": waiting,
+            "bytes_sent": self.history.bytes_sent(),
+            **(lead.dynamics.report(moved, self.world.agents) if lead.dynamics else {}),
+        }
+        self.progress.values({"loss": values["loss"]})
+        if self.recorder:
+            self.recorder.record("sync", self.step, values)
+
+    def _evaluate(self) -> None:
+        for which in self.config.evaluation.weights:
+            with all_weights(self.agents, which):
+                sums = [agent.evaluate() for agent in self.agents]
+            names = self.agents[0].task.measures
+            rows = [[own.get(name, 0.0) for name in names] for own in sums]
+            totals = sum_over_agents(self.world.communicators, rows, self.world.device)
+            metrics = self.agents[0].task.report(dict(zip(names, totals, strict=True)))
+            self.history.metrics[which] = metrics
+            self.progress.values({f"test {name}": value for name, value in metrics.items()})
+            if self.recorder:
+                self.recorder.record("evaluation", self.step, {"weights": which, **metrics})
+
+    def _mark(self) -> None:
+        """Begin to measure a round; evaluations and checkpoints belong to none."""
+        self._marked = time.perf_counter()
+        self._syncing_before = self._seconds_syncing()
+
+    def _seconds_syncing(self) -> float:
+        return sum(c.seconds_syncing for c in self.world.communicators)
+
+    def _open_recorder(self) -> Recorder:
+        self.directory.path.mkdir(parents=True, exist_ok=True)
+        self.directory.config.write_text(self.config.to_yaml(), encoding="utf-8")
+        events = self.directory.tensorboard if self.config.logging.tensorboard else None
+        return Recorder(self.directory.metrics, events, start=self.start)
+
+    def _say_where_it_starts(self) -> None:
+        agents = f"{self.world.agents} agent{'s' if self.world.agents > 1 else ''}"
+        self.progress.say(
+            f"{self.config.run.name}: {agents} on {self.world.device}, {self.total} fast steps"
+            + (f", going on after step {self.start}" if self.start else "")
+            + f"; results in {self.directory.path}"
+        )
+
+    def _too_late(self, signum: int) -> None:
+        if self.world.leads:
+            print(  # noqa: T201 - the console may be locked by the thread that is blocked
+                f"\nSignal {signum}: no sync within checkpoint.grace={self.config.checkpoint.grace} s of it, so this "
+                f"run ends without saving fast step {self.step}. {self.history.where_to_go_on()}",
+                flush=True,
+            )
+
+    def _outcome(self, signum: int | None, seconds: float) -> Outcome:
+        stack = self.agents[0].optimizer.stack
+        weights = sum(slot.weight.parameter.nbytes for bucket in stack.buckets for slot in bucket.slots)
+        return Outcome(
+            signal=signum,
+            step=self.step,
+            metrics=self.history.metrics,
+            seconds=seconds,
+            steps_here=self.step - self.start,
+            syncs=stack.bound[-1].rounds,
+            bytes_sent=self.history.bytes_sent(),
+            ddp_bytes=self.step * ring_bytes("all_reduce", weights, self.world.agents),
+        )

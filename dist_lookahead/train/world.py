@@ -1,0 +1,83 @@
+"""Where a run takes place: the processes that torchrun started, or one process with simulated agents."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.comm.process_group import ProcessGroupCommunicator
+from dist_lookahead.comm.simulated import simulate
+
+
+@dataclass(frozen=True)
+class World:
+    """The agents of this process.
+
+    Attributes:
+        communicators: one per agent that lives here: a single one under torchrun, all of them in a simulation.
+        device: of this process.
+        processes: number of processes.
+    """
+
+    communicators: list[Communicator]
+    device: torch.device
+    processes: int
+
+    @property
+    def agents(self) -> int:
+        """Number of agents of the whole run."""
+        return self.communicators[0].size
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the run's files and talks to the person."""
+        return self.communicators[0].rank == 0
+
+
+@contextmanager
+def join_world(*, agents: int, device: str, timeout: float) -> Iterator[World]:
+    """Enter the process group of torchrun if there is one, else simulate.
+
+    Args:
+        agents: agents to simulate in this process.
+        device: "auto", "cpu" or "cuda".
+        timeout: seconds of silence after which a collective fails.
+
+    Raises:
+        ValueError: for simulated agents under torchrun, and for a device that is not there.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = _device(device)
+    if "WORLD_SIZE" not in os.environ:
+        yield World(simulate(agents), chosen, 1)
+        return
+    if agents > 1:
+        raise ValueError(
+            f"agents={agents} in {processes} processes: under torchrun every process is one agent. Leave `agents` "
+            "out of the run file, or start without torchrun to simulate them in one process"
+        )
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, timeout=timedelta(seconds=timeout), device_id=chosen if backend == "nccl" else None
+    )
+    try:
+        yield World([ProcessGroupCommunicator()], chosen, processes)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("run.device='cuda', but torch sees no CUDA device here: use 'cpu' or 'auto'")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
