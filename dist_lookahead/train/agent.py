@@ -125,7 +125,6 @@ class Agent:
             "random": self.random.state_dict(),
             "dynamics": self.dynamics.state_dict() if self.dynamics else {},
             "loss": [float(self.loss_sum), self.loss_steps],
-            "bytes_sent": self.communicator.bytes_sent,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -56,6 +56,7 @@ class StopRequest:
         self._grace = grace
         self._on_expire = on_expire
         self._clock: threading.Timer | None = None
+        self._done = False
         self._entered = False
 
     def __enter__(self) -> "StopRequest":
@@ -84,7 +85,12 @@ class StopRequest:
         self._receiver.close()
 
     def done(self) -> None:
-        """Stop the clock that the signal has started: what is left to do may take as long as it needs."""
+        """Stop the clock for good: what is left to do may take as long as it needs, and later signals change nothing.
+
+        To be called before the last checkpoint is saved, also by an agent that others have told of their signal: its own
+        may arrive while it is saving.
+        """
+        self._done = True
         if self._clock is not None:
             self._clock.cancel()
 
@@ -93,7 +99,9 @@ class StopRequest:
         while (received := self._receiver.recv(1)[0]) != _LEAVE:
             if received in STOPPING and self.signal is None:
                 self._clock = _start_clock(self._grace, self._end, received)
-                self.signal = received  # last: whoever sees it may call `done`
+                if self._done:  # asked after the clock is set, as `done` asks for the clock after it is set
+                    self._clock.cancel()
+                self.signal = received
 
     def _end(self, signum: int) -> None:
         status = 128 + signum

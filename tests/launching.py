@@ -1,0 +1,70 @@
+"""Starting the command line in processes of its own, as a person would, with hard time limits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+LIMIT = 100.0  # seconds for a whole command
+
+
+def environment() -> dict[str, str]:
+    """One thread per process: as under torchrun, so that sums are in the same order everywhere."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+def command(processes: int) -> list[str]:
+    """The program alone, or under torchrun."""
+    module = ["-m", "dist_lookahead"]
+    if processes == 1:
+        return [sys.executable, *module]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
+
+
+def run(
+    arguments: Sequence[str], *, processes: int = 1, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; the output holds stdout and stderr together."""
+    return subprocess.run(
+        [*command(processes), *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+def interrupt(
+    arguments: Sequence[str], *, when: Callable[[], bool], signum: signal.Signals, processes: int = 1
+) -> tuple[int, str]:
+    """Start, send a signal to the started process when the condition holds, and wait for the end."""
+    with subprocess.Popen(
+        [*command(processes), *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            _wait_for(when, process)
+            process.send_signal(signum)
+            output, _ = process.communicate(timeout=LIMIT)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, output
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"the process ended or hung before its signal: {process.communicate()[0]}")
+        time.sleep(0.02)

@@ -1,0 +1,102 @@
+"""A run that was interrupted and resumed is, bit for bit, the run that never stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_lookahead.train.agent import Agent
+from tests.training import differences, final_states, records, small_config, train
+
+
+class Crash(Exception):
+    """The power fails."""
+
+
+def crash_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Agent.train_step
+
+    def train_step(agent: Agent, factor: float) -> None:
+        if agent.step == step:
+            raise Crash
+        original(agent, factor)
+
+    monkeypatch.setattr(Agent, "train_step", train_step)
+
+
+def compare(tmp_path: Path, crash_at: int, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> None:
+    agents = sections.get("agents", 1)
+    whole, broken = (small_config(tmp_path / name, **sections) for name in ("whole", "broken"))
+    train(whole)
+    with monkeypatch.context() as patch:
+        crash_before(crash_at, patch)
+        with pytest.raises(Crash):
+            train(broken)
+    outcome = train(broken, resume=True)
+    assert outcome.steps_here < outcome.step, "the resumed run began from the start"
+    for a, b in zip(final_states(whole.run.folder, agents), final_states(broken.run.folder, agents), strict=True):
+        assert list(differences(a, b)) == []
+    assert records(whole.run.folder) == records(broken.run.folder)
+
+
+@pytest.mark.parametrize("crash_at", range(4, 10))
+def test_from_every_step_of_a_period(crash_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(tmp_path, crash_at, monkeypatch, checkpoint={"every": 1})
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        pytest.param(
+            {
+                "inner": {"name": "AdamW", "lr": 0.003},
+                "model": {"name": "cnn", "width": 4, "dropout": 0.3},
+                "data": {"workers": 2},
+                "lr_schedule": {"name": "cosine", "warmup": 3},
+            },
+            id="Adam, dropout, BatchNorm, loader workers, learning rate schedule",
+        ),
+        pytest.param({"agents": 3, "model": {"name": "cnn", "width": 4}}, id="three agents"),
+        pytest.param({"agents": 2, "levels": {"recipe": "local_sgd", "tau": 4}}, id="without slow weights"),
+        pytest.param({"agents": 2, "levels": {"recipe": "slowmo", "tau": 4, "beta": 0.2, "shard": True}}, id="sharded"),
+        pytest.param({"levels": {"recipe": "multilayer_lookahead", "taus": [2, 2]}}, id="two layers"),
+        pytest.param({"precision": "fp16"}, id="fp16 with loss scaling"),
+        pytest.param({"precision": "bf16"}, id="bf16"),
+        pytest.param(
+            {
+                "agents": 2,
+                "inner": {"name": "AdamW", "lr": 0.003},
+                "levels": {"recipe": "diloco", "tau": 4, "fast_buffers": "average"},
+            },
+            id="DiLoCo, averaged Adam",
+        ),
+    ],
+)
+def test_from_the_middle_of_a_round(sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(tmp_path, 11, monkeypatch, **sections)  # the last checkpoint is of step 9, the last sync of step 8
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
+    outcome = train(small_config(tmp_path), resume=True)
+    assert outcome.steps_here == outcome.step == 13
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    train(config)
+    before = records(config.run.folder)
+    assert train(config, resume=True).steps_here == 0
+    assert [r for r in records(config.run.folder) if r["kind"] == "sync"] == [r for r in before if r["kind"] == "sync"]
+
+
+def test_resume_with_another_training_is_refused_and_says_what_changed(tmp_path: Path) -> None:
+    train(small_config(tmp_path))
+    other = small_config(tmp_path, inner={"name": "SGD", "lr": 0.1, "momentum": 0.9})
+    with pytest.raises(ValueError, match=r"inner\.lr: 0\.05 -> 0\.1"):
+        train(other, resume=True)
+
+
+def test_a_longer_run_goes_on(tmp_path: Path) -> None:
+    train(small_config(tmp_path))
+    outcome = train(small_config(tmp_path, run={"steps": 20}), resume=True)
+    assert (outcome.step, outcome.steps_here) == (20, 7)
