@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 .PHONY: train test lint format clean
 
 train: $(VENV)/train.installed
-	$(BIN)/torchrun --standalone --nproc-per-node 2 -m dist_lookahead train configs/digits/slowmo.yaml
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m dist_lookahead train configs/digits/slowmo.yaml
 
 test: $(VENV)/dev.installed lint
 	$(BIN)/pytest -q

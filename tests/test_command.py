@@ -9,7 +9,7 @@ from torch import nn
 from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.command import main
 from dist_lookahead.train.export import export
-from tests.training import final_states, small_config, train
+from tests.training import final_states, folder_of, small_config, train
 
 
 def test_validate_prints_the_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,10 +61,10 @@ def test_export_at_the_end_is_the_trained_model_in_plain_torch(tmp_path: Path) -
     config = small_config(tmp_path, agents=2)
     train(config)
     out = tmp_path / "exported" / "model.pt"
-    assert main(["export", str(config.run.folder), "--out", str(out)]) == 0
+    assert main(["export", str(folder_of(config)), "--out", str(out)]) == 0
     state = torch.load(out, weights_only=True)
     build_model().load_state_dict(state)
-    trained = final_states(config.run.folder, 2)[1]["model"]
+    trained = final_states(folder_of(config), 2)[1]["model"]
     assert all(torch.equal(state[name], trained[name]) for name in trained)
     # Not the whole bucket that the parameters are views of, once per tensor.
     assert out.stat().st_size < 2 * sum(t.numel() * t.element_size() for t in state.values()) + 10_000
@@ -78,11 +78,11 @@ def test_export_in_mid_round_takes_the_slow_weights_or_the_mean(tmp_path: Path) 
     ):
         config = small_config(tmp_path / name, agents=2, levels=levels, checkpoint={"every": 1, "keep": 20})
         train(config)
-        store = config.run.folder / "checkpoints"
+        store = folder_of(config) / "checkpoints"
         assert "step-00000009" in {path.name for path in store.iterdir()}
         at_9, at_8 = tmp_path / f"{name}9.pt", tmp_path / f"{name}8.pt"
-        assert ("mean of all" if name == "copy" else "fast step 8") in export(config.run.folder, at_9, step=9)
-        export(config.run.folder, at_8, step=8)
+        assert ("mean of all" if name == "copy" else "fast step 8") in export(folder_of(config), at_9, step=9)
+        export(folder_of(config), at_8, step=8)
         nine, eight = (torch.load(path, weights_only=True) for path in (at_9, at_8))
         same = all(torch.equal(nine[key], eight[key]) for key in nine)
         assert same == (name == "pull"), "slow weights stand still between syncs, the mean of the fast ones moves"

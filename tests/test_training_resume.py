@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dist_lookahead.train.agent import Agent
-from tests.training import differences, final_states, records, small_config, train
+from tests.training import differences, final_states, folder_of, records, small_config, train
 
 
 class Crash(Exception):
@@ -34,9 +34,9 @@ def compare(tmp_path: Path, crash_at: int, monkeypatch: pytest.MonkeyPatch, **se
             train(broken)
     outcome = train(broken, resume=True)
     assert outcome.steps_here < outcome.step, "the resumed run began from the start"
-    for a, b in zip(final_states(whole.run.folder, agents), final_states(broken.run.folder, agents), strict=True):
+    for a, b in zip(final_states(folder_of(whole), agents), final_states(folder_of(broken), agents), strict=True):
         assert list(differences(a, b)) == []
-    assert records(whole.run.folder) == records(broken.run.folder)
+    assert records(folder_of(whole)) == records(folder_of(broken))
 
 
 @pytest.mark.parametrize("crash_at", range(4, 10))
@@ -84,9 +84,9 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -
 def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     train(config)
-    before = records(config.run.folder)
+    before = records(folder_of(config))
     assert train(config, resume=True).steps_here == 0
-    assert [r for r in records(config.run.folder) if r["kind"] == "sync"] == [r for r in before if r["kind"] == "sync"]
+    assert [r for r in records(folder_of(config)) if r["kind"] == "sync"] == [r for r in before if r["kind"] == "sync"]
 
 
 def test_resume_with_another_training_is_refused_and_says_what_changed(tmp_path: Path) -> None:

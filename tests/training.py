@@ -33,6 +33,11 @@ def small_config(folder: Path, **sections: Any) -> Config:
     return parse_config(plain)
 
 
+def folder_of(config: Config) -> Path:
+    """Where the first run of this name has its files."""
+    return Path(config.run.dir) / config.run.name
+
+
 def train(config: Config, *, resume: bool = False) -> Outcome:
     """Train in this process."""
     torch.set_num_threads(1)
@@ -41,7 +46,7 @@ def train(config: Config, *, resume: bool = False) -> Outcome:
         data=data.name, model=model.name, width=model.width, dropout=model.dropout, path=data.path, seed=config.run.seed
     )
     with join_world(agents=config.agents, device="cpu", timeout=60) as world:
-        directory = RunDirectory(config.run.folder)
+        directory = RunDirectory(folder_of(config))
         return Trainer(config, task, world, directory, resume=resume).run()
 
 

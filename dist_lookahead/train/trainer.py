@@ -94,6 +94,7 @@ class Trainer:
         try:
             with StopRequest(grace=self.config.checkpoint.grace, on_expire=self._too_late) as stop:
                 signum = self._loop(stop)
+                stop.done()  # what is left takes the time that it needs
                 if signum is None:
                     self._finish()
                 self.history.save(self.step)
