@@ -17,7 +17,7 @@ from dist_lookahead.recipes import (
     slowmo,
     snoo,
 )
-from dist_lookahead.schedule import Cosine, Linear, Piecewise
+from dist_lookahead.schedule import Cosine, Linear, Piecewise, Warmup
 from dist_lookahead.stack import LevelStack, SyncError
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ __all__ = [
     "Piecewise",
     "Pull",
     "SyncError",
+    "Warmup",
     "bmuf",
     "diloco",
     "distributed_lookahead",

@@ -60,13 +60,18 @@ class Bucket:
         self.weights_end = self.slots[-1].stop
         length = -(-(self.weights_end + tail) // parts) * parts
         self.fast = torch.zeros(length, dtype=self.dtype, device=first.device)
-        self.tail = self.fast[self.weights_end : self.weights_end + tail]
+        self._tail_end = self.weights_end + tail
         self._adopt()
 
     @property
     def weights(self) -> Tensor:
         """The bucket without its tail."""
         return self.fast[: self.weights_end]
+
+    @property
+    def tail(self) -> Tensor:
+        """The elements after the weights; a view made anew, since a pickle would cut a stored one loose."""
+        return self.fast[self.weights_end : self._tail_end]
 
     @torch.no_grad()
     def gather(self) -> None:

@@ -14,7 +14,7 @@ from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.level import Every, Level
 from dist_lookahead.move import Copy, Pull
-from dist_lookahead.schedule import Cosine, Linear, Piecewise
+from dist_lookahead.schedule import Cosine, Linear, Piecewise, Warmup
 
 
 def _snake(name: str) -> str:
@@ -22,7 +22,7 @@ def _snake(name: str) -> str:
 
 
 NAMES: dict[str, type] = {
-    _snake(c.__name__): c for c in (Level, Every, Alone, Exact, Copy, Pull, Piecewise, Linear, Cosine)
+    _snake(c.__name__): c for c in (Level, Every, Alone, Exact, Copy, Pull, Piecewise, Linear, Cosine, Warmup)
 }
 
 

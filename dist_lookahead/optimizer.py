@@ -111,12 +111,20 @@ class DistributedLookahead(Optimizer):
         Args:
             closure: reevaluates the model and returns the loss, for inner optimizers that take one.
         """
-        if self._is_probe():
+        for before in self._optimizer_step_pre_hooks.values():
+            closure = _closure_after(before(self, (self, closure), {}), closure)
+        if closure is None and self._is_probe():
             return self.inner.step(closure)
         self.stack.begin_step()
         loss = self._fast_step(closure)
         self.stack.end_step()
+        for after in self._optimizer_step_post_hooks.values():
+            after(self, (self, closure), {})
         return loss
+
+    # Torch would wrap the step of every optimizer class to run hooks inside a profiler record, which takes longer than
+    # a fast step of a small model. The inner step is wrapped so already, and runs the hooks common to all optimizers.
+    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess] - torch's own mark for "wrapped already"
 
     def sync(self) -> None:
         """Fire all levels now, on all agents: for the last, partial round of a training."""
@@ -218,6 +226,14 @@ class DistributedLookahead(Optimizer):
     def __repr__(self) -> str:
         levels = "\n".join(f"    {level}" for level in self.stack.levels)
         return f"DistributedLookahead(\n{levels}\n) around {self.inner!r}"
+
+
+def _closure_after(result: tuple[Any, dict[str, Any]] | None, closure: Any) -> Any:
+    """A hook may replace the arguments of the step: (self, closure) or their keywords."""
+    if result is None:
+        return closure
+    args, keywords = result
+    return args[1] if len(args) > 1 else keywords.get("closure")
 
 
 def _is_zero(rate: Any) -> bool:

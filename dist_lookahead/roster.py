@@ -29,6 +29,14 @@ class Roster:
             for i, p in enumerate(group["params"])
         ]
 
+    def untrained(self) -> list[Weight]:
+        """Return what is not trained, yet must be equal on all agents: frozen parameters, and the model's buffers."""
+        here = self.all()
+        known = {id(weight.parameter) for weight in here}
+        rest = [] if self._model is None else [*self._model.named_parameters(), *self._model.named_buffers()]
+        frozen = [weight for weight in here if not weight.parameter.requires_grad]
+        return frozen + [Weight(name, tensor, -1) for name, tensor in rest if id(tensor) not in known]
+
     def joining(self, buckets: Sequence[Bucket]) -> list[Weight]:
         """Return the trainable parameters that are in no bucket yet: new groups, unfrozen layers."""
         inside = {id(slot.weight.parameter) for bucket in buckets for slot in bucket.slots}
@@ -63,6 +71,6 @@ class Roster:
             )
 
 
-def describe(weights: Sequence[Weight]) -> list[str]:
+def describe(weights: Sequence[Weight], kind: str = "parameter") -> list[str]:
     """Return a line for each weight: what agents must agree on."""
-    return [f"parameter {w.name} has shape {tuple(w.parameter.shape)} and dtype {w.parameter.dtype}" for w in weights]
+    return [f"{kind} {w.name} has shape {tuple(w.parameter.shape)} and dtype {w.parameter.dtype}" for w in weights]

@@ -58,7 +58,13 @@ class Piecewise:
 
 @dataclass(frozen=True)
 class Linear:
-    """A straight line from `start` at step 0 to `stop` at step `steps`, constant afterwards.
+    """A straight line from `start` at step `begin` to `stop`, `steps` steps later; constant before and after.
+
+    Args:
+        start: first value.
+        stop: last value.
+        steps: length, >= 1.
+        begin: fast step at which the change begins, >= 0.
 
     Example:
         >>> Linear(start=0.0, stop=1.0, steps=10)(5)
@@ -68,36 +74,72 @@ class Linear:
     start: float
     stop: float
     steps: int
+    begin: int = 0
 
     def __post_init__(self) -> None:
-        _require_positive("Linear.steps", self.steps)
+        _check_stretch("Linear", self.steps, self.begin)
 
     def __call__(self, step: int) -> float:
         """Return the value after `step` fast steps."""
-        done = min(step / self.steps, 1.0)
-        return self.start + (self.stop - self.start) * done
+        return self.start + (self.stop - self.start) * _done(step, self.begin, self.steps)
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from `start` at step 0 to `stop` at step `steps`, constant afterwards.
+    """Half a cosine from `start` at step `begin` to `stop`, `steps` steps later; constant before and after.
+
+    Args:
+        start: first value.
+        stop: last value.
+        steps: length, >= 1.
+        begin: fast step at which the change begins, >= 0.
 
     Example:
         >>> round(Cosine(start=1.0, stop=0.0, steps=10)(5), 6)
         0.5
+
+    Reference: arXiv 1608.03983, eq. 5, without restarts.
     """
 
     start: float
     stop: float
     steps: int
+    begin: int = 0
 
     def __post_init__(self) -> None:
-        _require_positive("Cosine.steps", self.steps)
+        _check_stretch("Cosine", self.steps, self.begin)
 
     def __call__(self, step: int) -> float:
         """Return the value after `step` fast steps."""
-        done = min(step / self.steps, 1.0)
+        done = _done(step, self.begin, self.steps)
         return self.stop + (self.start - self.stop) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """(k + 1) / steps times another value for the first `steps` fast steps: never 0, and 1 at step `steps` - 1.
+
+    Args:
+        steps: length, >= 1.
+        then: the value that is warmed up; its own steps count from 0 too.
+
+    Example:
+        >>> [Warmup(steps=4, then=1.0)(step) for step in range(5)]
+        [0.25, 0.5, 0.75, 1.0, 1.0]
+
+    Reference: arXiv 1706.02677, section 2.2 (there from 1/n instead of 1/steps).
+    """
+
+    steps: int
+    then: Scheduled
+
+    def __post_init__(self) -> None:
+        _check_stretch("Warmup", self.steps, 0)
+        check_scheduled("Warmup.then", self.then)
+
+    def __call__(self, step: int) -> float:
+        """Return the value after `step` fast steps."""
+        return min((step + 1) / self.steps, 1.0) * value_at(self.then, step)
 
 
 def value_at(value: Scheduled, step: int) -> float:
@@ -124,6 +166,13 @@ def _is_description(value: object) -> bool:
     return dataclasses.is_dataclass(value) and parameters is not None and parameters.frozen
 
 
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name}={value!r} must be at least 1")
+def _done(step: int, begin: int, steps: int) -> float:
+    """Which part of the way is done, in [0, 1]."""
+    return min(max((step - begin) / steps, 0.0), 1.0)
+
+
+def _check_stretch(name: str, steps: int, begin: int) -> None:
+    if steps < 1:
+        raise ValueError(f"{name}.steps={steps!r} must be at least 1")
+    if begin < 0:
+        raise ValueError(f"{name}.begin={begin!r} must be at least 0")

@@ -24,7 +24,7 @@ def save(bounds: Sequence[BoundLevel], buckets: Sequence[Bucket]) -> list[dict[s
             "due": bound.due,
             "last": bound.last,
             "rounds": bound.rounds,
-            "gammas": dict(bound.gammas),
+            "gammas": _by_group(bound.gammas),
             "slow": _pieces(bound, buckets, bound.slow),
             "momentum": _pieces(bound, buckets, bound.momentum),
         }
@@ -50,7 +50,7 @@ def load(bounds: Sequence[BoundLevel], buckets: Sequence[Bucket], saved: Sequenc
             for own, value in zip(_pieces(bound, buckets, flats), state[name], strict=True):
                 own.copy_(value)
         bound.due, bound.last, bound.rounds = state["due"], state["last"], state["rounds"]
-        bound.gammas = dict(state["gammas"])
+        bound.gammas = {group: gamma for group, gamma in enumerate(state["gammas"]) if gamma is not None}
 
 
 def require_levels(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
@@ -61,6 +61,11 @@ def require_levels(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]
             f"the saved levels are {given}, those of this optimizer {here}: construct it with the saved levels, "
             "or load only 'state' and 'param_groups' to begin new slow weights from the model's"
         )
+
+
+def _by_group(gammas: dict[int, float]) -> list[float | None]:
+    """A list, since torch.distributed.checkpoint restores dictionaries with the keys that they had before only."""
+    return [gammas.get(group) for group in range(max(gammas, default=-1) + 1)]
 
 
 def _pieces(bound: BoundLevel, buckets: Sequence[Bucket], flats: Sequence[Tensor]) -> list[Tensor]:

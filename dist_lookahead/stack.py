@@ -27,7 +27,7 @@ from dist_lookahead.roster import Roster, describe
 class SyncError(RuntimeError):
     """A sync failed because agents were lost or late; `absent` are their ranks, () where that is not known."""
 
-    def __init__(self, message: str, absent: tuple[int, ...]) -> None:
+    def __init__(self, message: str, absent: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.absent = absent
 
@@ -101,6 +101,11 @@ class LevelStack:
         """The descriptions."""
         return tuple(bound.level for bound in self.bound)
 
+    @property
+    def rates(self) -> list[float | None]:
+        """Fast learning rates of the last fast step, per parameter group; [] where no level follows them."""
+        return [None if rate is None else float(rate) for rate in self._rates]
+
     def begin_step(self) -> None:
         """Before a fast step: note the learning rates; before the first one, capture the slow weights."""
         self.refresh()
@@ -142,6 +147,9 @@ class LevelStack:
                 yield from self._fire(bound)
             except CollectiveError as error:
                 raise self._lost(bound, error) from error
+            except RuntimeError:  # agents that differ: all of them come here
+                self._fall_back(bound)
+                raise
         for bucket in self.buckets:
             bucket.scatter()
         if joining and (self.communicator.size == 1 or any(bound.mixer.communicates for bound in due)):
@@ -156,14 +164,14 @@ class LevelStack:
         if bound.mixer.shards == 1:
             self._read_mail(bound)
         self._observe("averaged", bound)
-        bound.move(self.buckets, [None if rate is None else float(rate) for rate in self._rates], self.clock)
+        bound.move(self.buckets, self.rates, self.clock)
         yield from bound.mixer.distribute(fast)
         if bound.mixer.shards > 1:
             self._read_mail(bound)
+        bound.commit(self.clock)
         yield from self._settle_below(bound)
         if bound is self.bound[-1]:
             yield from self._settle_buffers(bound)
-        bound.commit(self.clock)
         if bound.mixer.communicates and self._checks(bound):
             where = f"levels[{bound.index}] after fast step {self.clock}"
             yield from require_same_weights(self.communicator, self.buckets, where)
@@ -223,8 +231,8 @@ class LevelStack:
 
     def _signature(self, weights: Sequence[Weight]) -> list[str]:
         levels = [f"levels[{bound.index}] = {bound.level}" for bound in self.bound]
-        settings = [f"average_buffers = {self.average_buffers}", f"check_every = {self.check_every}"]
-        return [*levels, *settings, f"torch {torch.__version__}", *describe(weights)]
+        settings = f"average_buffers={self.average_buffers}, check_every={self.check_every}, torch {torch.__version__}"
+        return [*levels, settings, *describe(weights), *describe(self.roster.untrained(), "untrained tensor")]
 
     def _build(self, groups: Iterable[Sequence[Weight]]) -> None:
         """Put weights into buckets and start their slow state; groups that join later get buckets of their own."""
@@ -254,9 +262,7 @@ class LevelStack:
     def _take_from_first(self) -> Pending:
         if self.communicator.size == 1:
             return
-        inside = {id(slot.weight.parameter) for bucket in self.buckets for slot in bucket.slots}
-        rest = [] if self.model is None else [*self.model.parameters(), *self.model.buffers()]
-        others = [tensor.data for tensor in rest if id(tensor) not in inside]
+        others = [weight.parameter.data for weight in self.roster.untrained()]
         yield from [self.communicator.broadcast(tensor) for tensor in [*(b.fast for b in self.buckets), *others]]
         for bucket in self.buckets:
             bucket.scatter()
@@ -287,15 +293,19 @@ class LevelStack:
             bucket.scatter()
         self._take_in(new)
 
-    def _lost(self, bound: BoundLevel, error: CollectiveError) -> SyncError:
-        """Leave whole weights behind where slow weights exist, and say what happened."""
+    def _fall_back(self, bound: BoundLevel) -> bool:
+        """Put the level's slow weights into the model, if this agent has all of them: x may be half summed."""
         whole = bool(bound.slow) and bound.mixer.shards == 1
         if whole:
             for bucket, slow in zip(self.buckets, bound.slow, strict=True):
                 bucket.fast.copy_(slow)
                 bucket.scatter()
+        return whole
+
+    def _lost(self, bound: BoundLevel, error: CollectiveError) -> SyncError:
+        """Leave whole weights behind where there are some, and say what happened."""
+        whole = self._fall_back(bound)
         axis = getattr(bound.level.mix, "axis", "world")
-        absent = f"agents {list(error.absent)} did not report" if error.absent else "which agents are lost is not known"
         left = (
             f"the model is back at the slow weights of fast step {bound.last}"
             if whole
@@ -303,7 +313,7 @@ class LevelStack:
         )
         return SyncError(
             f"the sync of levels[{bound.index}] over axis {axis!r} after fast step {self.clock} failed on agent "
-            f"{self.communicator.rank} of {self.communicator.size}: {absent}; {left}. Cause: {error}",
+            f"{self.communicator.rank} of {self.communicator.size}: {error.who}; {left}. Cause: {error}",
             error.absent,
         )
 
@@ -312,6 +322,7 @@ class LevelStack:
         return {
             "format": FORMAT,
             "clock": self.clock,
+            "rates": self.rates,
             "parameters": [[slot.weight.name for slot in bucket.slots] for bucket in self.buckets],
             "levels": slow_state.save(self.bound, self.buckets),
             "buffers": dict(self.model_buffers.slow),
@@ -328,7 +339,7 @@ class LevelStack:
         slow_state.require_levels(self.bound, state_dict["levels"])
         self._rebuild(state_dict["parameters"])
         slow_state.load(self.bound, self.buckets, state_dict["levels"])
-        self.clock = state_dict["clock"]
+        self.clock, self._rates = state_dict["clock"], list(state_dict["rates"])
         self.model_buffers.slow = {name: tensor.clone() for name, tensor in state_dict["buffers"].items()}
 
 

@@ -62,6 +62,32 @@ def interrupt(
     return process.returncode, output
 
 
+def start_agent(file: Path, rank: int, store: str) -> subprocess.Popen[str]:
+    """Start one of two agents of a training by hand, with a file for a rendezvous."""
+    program = (
+        "import datetime, os, sys, torch.distributed as dist; from dist_lookahead.train.command import main; "
+        "start = dist.init_process_group; "
+        "dist.init_process_group = lambda backend, timeout, device_id: start(backend, timeout=timeout, "
+        "init_method='file://' + sys.argv[1], rank=int(os.environ['RANK']), world_size=2); "
+        "sys.exit(main(sys.argv[2:]))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program, store, "train", str(file)],
+        env={**environment(), "RANK": str(rank), "WORLD_SIZE": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll until the condition holds, for a limited time."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.02)
+
+
 def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + LIMIT
     while not condition():

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,12 @@ FORK = multiprocessing.get_context("fork")  # a process of its own without anoth
 
 
 @contextmanager
-def forked(target: Callable[..., None], *arguments: object) -> Iterator[tuple[multiprocessing.Process, Connection]]:
+def forked(target: Callable[..., None], *arguments: object) -> Iterator[tuple[BaseProcess, Connection]]:
     """Run a function in another process, with a connection to it, and leave nothing behind."""
     here, there = FORK.Pipe()
     process = FORK.Process(target=in_own_group, args=(target, there, *arguments))
     process.start()
+    there.close()  # so that the end of the process ends a wait for its message
     try:
         yield process, here
     finally:
@@ -44,6 +46,8 @@ def forked(target: Callable[..., None], *arguments: object) -> Iterator[tuple[mu
 
 def in_own_group(target: Callable[..., None], connection: Connection, *arguments: object) -> None:
     os.setpgid(0, 0)  # as torchrun starts its agents
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(60)  # should nobody end it
     connection.send("started")
     target(connection, *arguments)
 
@@ -58,7 +62,7 @@ def wait_for_signal(stop: StopRequest) -> int:
     return stop.signal
 
 
-def send_signal(process: multiprocessing.Process, signum: int) -> None:
+def send_signal(process: BaseProcess, signum: int) -> None:
     assert process.pid
     os.kill(process.pid, signum)
 
@@ -90,12 +94,28 @@ def test_first_signal_wins_and_the_stop_may_take_its_time(first: int, second: in
         assert process.exitcode == 0
 
 
+def save_before_the_signal(connection: Connection) -> None:
+    with StopRequest(grace=0.0, on_expire=ignore) as stop:
+        stop.done()
+        signal.raise_signal(SIGTERM)
+        connection.send(wait_for_signal(stop))
+        time.sleep(0.3)
+
+
+def test_a_signal_that_comes_while_the_last_checkpoint_is_saved_does_not_end_that() -> None:
+    """Breaks for an agent that stops because of another one's signal, and gets its own a little later."""
+    with forked(save_before_the_signal) as (process, connection):
+        assert [connection.recv(), connection.recv()] == ["started", SIGTERM]
+        process.join()
+        assert process.exitcode == 0
+
+
 def wait_in_a_collective(connection: Connection, folder: Path, rank: int) -> None:
     """Agent 0 waits for agent 1, which takes no part."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     if rank == 1:
         connection.recv()
-    sys.stdout = (folder / "output").open("w")  # noqa: SIM115 - buffered, as a pipe is
+    sys.stdout = (folder / "output").open("w")  # buffered, as a pipe is
     with StopRequest(grace=0.3, on_expire=lambda signum: print(f"{signum}: step 120")):  # noqa: T201 - the last words
         threading.Timer(0.2, connection.send, ("blocked",)).start()  # the main thread is in C++ by then
         dist.all_reduce(torch.ones(1))
@@ -190,7 +210,7 @@ def test_a_signal_to_a_worker_ends_it_and_does_not_reach_the_agent() -> None:
         connection.send("are you?")
         assert connection.recv() == "alive"
         send_signal(worker, SIGTERM)
-        worker.join()
+        worker.join(20)
         assert worker.exitcode == -SIGTERM
         signal.raise_signal(SIGINT)
         assert wait_for_signal(stop) == SIGINT  # not the worker's SIGTERM, which came before

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dist_lookahead.train.checkpoint import CheckpointStore
-from tests.launching import interrupt, run
+from tests.launching import interrupt, run, start_agent, wait_until
 from tests.training import differences, final_states, records, small_config
 
 pytestmark = pytest.mark.timeout(240)
@@ -41,9 +41,7 @@ def test_two_processes_compute_what_two_simulated_agents_compute(tmp_path: Path)
     assert records(folder(tmp_path, "real")) == records(folder(tmp_path, "simulated"))
 
 
-@pytest.mark.parametrize(
-    ("processes", "signum"), [(1, signal.SIGINT), (2, signal.SIGTERM), (2, signal.SIGINT)]
-)
+@pytest.mark.parametrize(("processes", "signum"), [(1, signal.SIGINT), (2, signal.SIGTERM), (2, signal.SIGINT)])
 def test_a_signal_stops_and_saves_at_a_sync_and_the_run_goes_on(
     processes: int, signum: signal.Signals, tmp_path: Path
 ) -> None:
@@ -88,6 +86,25 @@ def test_a_signal_far_from_a_sync_ends_on_the_last_periodic_checkpoint(tmp_path:
     step = CheckpointStore(folder(tmp_path, "far") / "checkpoints", 0, 1).steps()[-1]
     assert f"The last checkpoint is of fast step {step} " in output
     assert step % 50 == 0
+
+
+def test_a_lost_agent_is_named_with_the_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    """Without torchrun's help: it would end the survivor as soon as it sees the loss."""
+    file = write(tmp_path, "lost", run={"steps": 100_000}, checkpoint={"every": 101})
+    store = str(tmp_path / "store")
+    with start_agent(file, 0, store) as survivor, start_agent(file, 1, store) as victim:
+        try:
+            wait_until(lambda: has_checkpoint(tmp_path, "lost", 2))
+            victim.kill()
+            output, _ = survivor.communicate(timeout=60)
+        finally:
+            survivor.kill()
+            victim.kill()
+    assert survivor.returncode == 1, output
+    assert "after fast step" in output
+    assert "agents [1] did not report" in output
+    step = CheckpointStore(folder(tmp_path, "lost") / "checkpoints", 0, 2).steps()[-1]
+    assert f"The last checkpoint is of fast step {step} " in output
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:

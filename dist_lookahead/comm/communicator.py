@@ -29,6 +29,13 @@ class CollectiveError(RuntimeError):
         super().__init__(message)
         self.absent = absent
 
+    @property
+    def who(self) -> str:
+        """Say which agents are lost."""
+        if not self.absent:
+            return "which agents are lost is not known"
+        return f"agents {list(self.absent)} did not report"
+
 
 class Communicator(Protocol):
     """One agent's end of a group of agents.

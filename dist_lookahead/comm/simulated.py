@@ -164,7 +164,7 @@ class _BoardWork:
 
 def _lockstep(generators: list[Pending]) -> None:
     while True:
-        works = [next(generator, None) for generator in generators]
+        works = _advance(generators)
         finished = [rank for rank, work in enumerate(works) if work is None]
         if len(finished) == len(works):
             return
@@ -176,6 +176,19 @@ def _lockstep(generators: list[Pending]) -> None:
         for work in works:
             assert work is not None
             work.wait()
+
+
+def _advance(generators: list[Pending]) -> list[Work | None]:
+    """Bring all agents to their next wait; an error of one does not keep the others from theirs, as in processes."""
+    works, errors = [], []
+    for generator in generators:
+        try:
+            works.append(next(generator, None))
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return works
 
 
 def _check_alike(posts: list[_Post], size: int) -> None:

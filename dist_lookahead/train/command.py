@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.stack import SyncError
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.config import Config, ConfigError, load_config
@@ -21,11 +22,11 @@ from dist_lookahead.train.summary import summary
 from dist_lookahead.train.trainer import DivergedError, Trainer
 from dist_lookahead.train.world import World, join_world
 
-BAD_INPUT = 2
+BAD_INPUT, LOST_AGENT = 2, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status: 0, 2 for bad input, 128 + signal for a run that was stopped."""
+    """Run a command; return its exit status: 0, 1 for lost agents, 2 for bad input, 128 + signal if stopped."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options = _parser().parse_args(arguments)
     try:
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, ValueError, OSError, DivergedError) as error:
         print(f"dist-lookahead {options.command}: {error}", file=sys.stderr)
         return BAD_INPUT
+    except SyncError as error:
+        print(f"dist-lookahead {options.command}: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        return LOST_AGENT
 
 
 def _parser() -> argparse.ArgumentParser:

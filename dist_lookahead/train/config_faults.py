@@ -48,7 +48,7 @@ def shown(value: object) -> str:
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
+    text = repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
@@ -116,15 +116,14 @@ MUST_BE = {
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "a text",
-    "string_too_short": "at least {min_length} character",
-    "string_pattern_mismatch": "a text that matches {pattern}",
+    "string_pattern_mismatch": "a text that matches the pattern {pattern}",
     "tuple_type": "a list",
-    "too_short": "a list of at least {min_length}",
+    "too_short": "a list of at least {min_length} item",
     "finite_number": "finite",
-    "greater_than": "above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "below {lt}",
-    "less_than_equal": "at most {le}",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
 }
 BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
@@ -146,6 +145,8 @@ def _sentence(path: str, models: Sequence[type[BaseModel]], details: ErrorDetail
         case "value_error":
             return f"{path}={shown(given)} {cause}"
         case "model_type" | "model_attributes_type":
+            if len(models) > 1:
+                return f"{path}={shown(given)} must be a mapping with a name; allowed: {', '.join(_variants(models))}"
             return f"{path}={shown(given)} must be a mapping of {', '.join(names)}"
         case kind if kind in MUST_BE:
             return f"{path}={shown(given)} must be {MUST_BE[kind].format(**context)}{_hint(given)}"

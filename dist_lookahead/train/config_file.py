@@ -93,7 +93,7 @@ def override(plain: dict[str, Any], settings: Sequence[str]) -> list[str]:
         try:
             _override(plain, setting)
         except ConfigError as error:
-            faults += error.faults
+            faults += [f"{error.source}: {fault}" for fault in error.faults]
         except ValueError as error:
             faults.append(f"--set {setting}: {error}")
     return faults

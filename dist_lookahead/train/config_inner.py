@@ -1,7 +1,6 @@
 """The section `inner`: the fast optimizer, any of torch.optim by name, with its own arguments."""
 
 import inspect
-import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,17 +68,17 @@ class Inner:
         if isinstance(plain, Inner):
             return plain
         if not isinstance(plain, Mapping) or "name" not in plain:
-            raise Faults(["inner.name is missing: an optimizer of torch.optim, such as SGD"])
+            raise Faults([f"inner={shown(plain)} must have a name, such as SGD, and the arguments of that optimizer"])
         options: dict[Any, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
         name, decays = options.pop("name"), options.pop("decay_norm_and_bias", True)
-        if name not in OPTIMIZERS or name in UNFIT:
+        if not isinstance(name, str) or name not in OPTIMIZERS or name in UNFIT:
             raise Faults([_unfit(name)])
         faults = list(_option_faults(name, options))
         if not isinstance(decays, bool):
             faults.append(f"inner.decay_norm_and_bias={shown(decays)} must be true or false")
         if faults:
             raise Faults(faults)
-        inner = cls(name=name, options=types.MappingProxyType(options), decay_norm_and_bias=decays)
+        inner = cls(name=name, options=options, decay_norm_and_bias=decays)
         inner._try_out()
         return inner
 
@@ -116,6 +115,8 @@ def _option_faults(name: str, options: Mapping[str, Any]) -> Iterable[str]:
             yield f"inner.{key} {is_unknown(key, [*parameters, 'decay_norm_and_bias'])}"
         elif not _fits(value, parameters[key].annotation):
             yield f"inner.{key}={shown(value)} must be {_words(parameters[key].annotation)}"
+        elif key == "lr" and value == 0:
+            yield "inner.lr=0 must be above 0: nothing would be learnt"
 
 
 def _fits(value: object, annotation: Any) -> bool:

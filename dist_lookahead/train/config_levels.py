@@ -54,12 +54,15 @@ class Levels:
         if isinstance(plain, list):
             return cls(stack=_read_list(plain))
         if not isinstance(plain, Mapping) or "recipe" not in plain:
-            raise Faults([f"levels must have a recipe, or be a list of levels; allowed: {', '.join(RECIPES)}"])
+            known = ", ".join(RECIPES)
+            raise Faults(
+                [f"levels={shown(plain)} must have a recipe, or be a list of levels; allowed recipes: {known}"]
+            )
         return cls._of_recipe(plain["recipe"], {key: value for key, value in plain.items() if key != "recipe"})
 
     @classmethod
     def _of_recipe(cls, name: Any, given: Mapping[str, Any]) -> "Levels":
-        if name not in RECIPES:
+        if not isinstance(name, str) or name not in RECIPES:
             raise Faults([f"levels.recipe={shown(name)} {is_unknown(name, RECIPES)}"])
         signature = inspect.signature(RECIPES[name])
         known = signature.parameters
@@ -85,15 +88,23 @@ def _call(recipe: Callable[..., list[Level]], arguments: Mapping[str, Any]) -> t
 
 
 def _blame(recipe: Callable[..., list[Level]], arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Say which arguments are wrong each for itself, the other numbers at their defaults."""
+    """Say which numbers are wrong each for itself, the others at their defaults."""
     parameters = inspect.signature(recipe).parameters
-    numbers = {key for key, p in parameters.items() if p.annotation == Scheduled and p.default is not p.empty}
-    for key in numbers & arguments.keys():
-        others = {other: value for other, value in arguments.items() if other not in numbers}
-        try:
-            recipe(**others, **{key: arguments[key]})
-        except ValueError as error:
-            yield f"levels.{key}={shown(arguments[key])}: {error}"
+    numbers = [key for key, p in parameters.items() if p.annotation == Scheduled and p.default is not p.empty]
+    others = {key: value for key, value in arguments.items() if key not in numbers}
+    if _refusal(recipe, others):
+        return
+    for key in numbers:
+        if refusal := _refusal(recipe, {**others, key: arguments[key]}):
+            yield f"levels.{key}={shown(to_plain(arguments[key]))}: {refusal}"
+
+
+def _refusal(recipe: Callable[..., list[Level]], arguments: Mapping[str, Any]) -> str | None:
+    try:
+        recipe(**arguments)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _read_list(plain: Sequence[Any]) -> tuple[Level, ...]:
@@ -181,6 +192,11 @@ def _wrong_types(value: Any, annotation: Any, path: str) -> list[str]:
     for kind, words, fits in KINDS:
         if annotation == kind and not fits(value):
             return [f"{path}={shown(value)} must be {words}"]
+    members = [member for member in get_args(annotation) or (annotation,) if member in SPELLED]
+    if members and not isinstance(value, tuple(members)):
+        return [
+            f"{path}={shown(to_plain(value))} {is_unknown(to_plain(value), [SPELLED[member] for member in members])}"
+        ]
     if not dataclasses.is_dataclass(value):
         return []
     name = SPELLED[type(value)]

@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dist_lookahead.train import lr_schedule
+from dist_lookahead.schedule import Cosine, Linear, Piecewise, Scheduled, Warmup
 from dist_lookahead.train.config_faults import Faults
 from dist_lookahead.train.config_length import RunLength, Unit
 from dist_lookahead.train.config_sections import Section, as_tuple
-from dist_lookahead.train.lr_schedule import Factor
 
 
 class _WarmedUp(Section, ABC):
@@ -21,14 +20,14 @@ class _WarmedUp(Section, ABC):
     unit: Unit = "steps"
     """Unit of warmup and milestones: fast steps or epochs."""
 
-    def factor(self, length: RunLength) -> Factor:
-        """Return the factor of the learning rate as a function of the fast step."""
+    def factor(self, length: RunLength) -> Scheduled:
+        """Return the factor of the learning rate at each fast step, counted from 0."""
         warmup = length.steps(self.warmup, self.unit)
         after = self._after(warmup, length)
-        return lr_schedule.Warmup(steps=warmup, then=after) if warmup else after
+        return Warmup(steps=warmup, then=after) if warmup else after
 
     @abstractmethod
-    def _after(self, warmup: int, length: RunLength) -> Factor:
+    def _after(self, warmup: int, length: RunLength) -> Scheduled:
         """Return the factor without its warm-up."""
 
     @model_validator(mode="after")
@@ -42,9 +41,10 @@ class ConstantRate(_WarmedUp):
     """The rate as it is."""
 
     name: Literal["constant"] = "constant"
+    """The rate as it is, after the warm-up."""
 
-    def _after(self, warmup: int, length: RunLength) -> Factor:
-        return lr_schedule.Constant()
+    def _after(self, warmup: int, length: RunLength) -> Scheduled:
+        return 1.0
 
     @model_validator(mode="after")
     def _unit_has_effect(self) -> "ConstantRate":
@@ -57,14 +57,16 @@ class MultistepRate(_WarmedUp):
     """The rate times gamma at each milestone."""
 
     name: Literal["multistep"]
+    """A factor at each milestone."""
     milestones: Annotated[tuple[float, ...], BeforeValidator(as_tuple), Field(min_length=1)]
     """When the rate is multiplied, increasing, counted from the start of the run, in `unit`."""
     gamma: float = Field(default=0.1, gt=0)
     """Factor at each milestone."""
 
-    def _after(self, warmup: int, length: RunLength) -> Factor:
+    def _after(self, warmup: int, length: RunLength) -> Scheduled:
         milestones = tuple(length.steps(milestone, self.unit) for milestone in self.milestones)
-        return lr_schedule.Multistep(milestones=milestones, gamma=self.gamma)
+        values = tuple(self.gamma**reached for reached in range(len(milestones) + 1))
+        return Piecewise(values=values, boundaries=milestones)
 
     @model_validator(mode="after")
     def _in_order(self) -> "MultistepRate":
@@ -84,22 +86,24 @@ class CosineRate(_WarmedUp):
     """Half a cosine from the end of the warm-up to the end of the run."""
 
     name: Literal["cosine"]
+    """Half a cosine to the end of the run."""
     floor: float = Field(default=0.0, ge=0, lt=1)
     """Part of the rate that is left at the end."""
 
-    def _after(self, warmup: int, length: RunLength) -> Factor:
-        return lr_schedule.Cosine(start=warmup, stop=length.total, floor=self.floor)
+    def _after(self, warmup: int, length: RunLength) -> Scheduled:
+        return Cosine(start=1.0, stop=self.floor, steps=length.total - warmup, begin=warmup)
 
 
 class LinearRate(_WarmedUp):
     """A straight line from the end of the warm-up to the end of the run."""
 
     name: Literal["linear"]
+    """A straight line to the end of the run."""
     floor: float = Field(default=0.0, ge=0, lt=1)
     """Part of the rate that is left at the end."""
 
-    def _after(self, warmup: int, length: RunLength) -> Factor:
-        return lr_schedule.Linear(start=warmup, stop=length.total, floor=self.floor)
+    def _after(self, warmup: int, length: RunLength) -> Scheduled:
+        return Linear(start=1.0, stop=self.floor, steps=length.total - warmup, begin=warmup)
 
 
 LrSchedule = Annotated[ConstantRate | MultistepRate | CosineRate | LinearRate, Field(discriminator="name")]

@@ -5,15 +5,19 @@ faults in themselves.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 import torch
 
+from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.level import Level
+from dist_lookahead.schedule import Schedule
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS, build_model
 from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
-from dist_lookahead.train.config_sections import Data, ModelChoice, Performance, Precision, Run
+from dist_lookahead.train.config_sections import Data, ModelChoice, Performance, Precision, Run, Sync
 
 SAMPLES = {"digits": 1437, "mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
 """Training samples of the data sets that always have the same."""
@@ -45,12 +49,31 @@ def agents_faults(agents: int, levels: Levels) -> Iterator[str]:
 
 def length_faults(length: RunLength, levels: Levels, lr_schedule: LrSchedule) -> Iterator[str]:
     """Say what would come only after the end of the run."""
-    total = length.total
     for index, level in enumerate(levels.stack):
-        first = level.when.after(0)
-        if first > total:
-            yield f"{_tau_path(levels, index)}={first}: the run has {total} fast steps, so no sync would ever be due"
-    unit = lr_schedule.unit
+        path = "levels" if levels.recipe and len(levels.stack) == 1 else f"levels[{index}]"
+        yield from _level_faults(level, path, length.total)
+    yield from _rate_faults(length, lr_schedule)
+
+
+def _level_faults(level: Level, path: str, total: int) -> Iterator[str]:
+    """Go through all rounds: a schedule may leave the allowed range in any of them."""
+    settings = [level.when.tau, *(getattr(level.move, field.name) for field in fields(level.move))]
+    scheduled = any(isinstance(value, Schedule) for value in settings)
+    step = 0
+    try:
+        while (step := level.when.after(step)) <= total:
+            level.move.coefficients(step)
+            if not scheduled:
+                return
+    except ValueError as error:
+        yield f"{path} in the round that begins at fast step {step}: {error}"
+        return
+    if step == level.when.after(0):
+        yield f"{path}.tau={step}: the run has {total} fast steps, so no sync would ever be due"
+
+
+def _rate_faults(length: RunLength, lr_schedule: LrSchedule) -> Iterator[str]:
+    total, unit = length.total, lr_schedule.unit
     warmup = length.steps(lr_schedule.warmup, unit)
     decays = isinstance(lr_schedule, CosineRate | LinearRate)
     if warmup > total or (decays and warmup == total):
@@ -93,6 +116,18 @@ def _model_takes_images(data: Data, model: ModelChoice) -> Iterator[str]:
         yield f"model: {error}"
 
 
+def _averages(levels: Levels, sync: Sync) -> Iterator[str]:
+    mixes = [level.mix for level in levels.stack]
+    for index, mix in enumerate(mixes):
+        if isinstance(mix, Exact) and mix.axis != "world":
+            yield f"levels[{index}].mix.exact.axis={mix.axis!r} is unknown; allowed: world"
+    if any(mix.communicates for mix in mixes):
+        return
+    for name, field in Sync.model_fields.items():
+        if getattr(sync, name) != field.default:
+            yield f"sync.{name}={getattr(sync, name)} has no effect on levels that never average: remove it"
+
+
 def _images_have_an_order(model: ModelChoice, performance: Performance) -> Iterator[str]:
     if performance.channels_last and model.name == "mlp":
         yield "performance.channels_last=true has no effect on mlp, which has no convolutions: remove it"
@@ -103,9 +138,6 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _agents,
     _length,
     _model_takes_images,
+    _averages,
     _images_have_an_order,
 )
-
-
-def _tau_path(levels: Levels, index: int) -> str:
-    return "levels.tau" if levels.recipe and len(levels.stack) == 1 else f"levels[{index}].tau"

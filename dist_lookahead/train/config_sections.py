@@ -1,7 +1,6 @@
 """The plain sections of a run file: run, data, model, sync, evaluation, checkpoint, logging, performance."""
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -50,7 +49,7 @@ def as_tuple(value: object) -> object:
 class Run(Section):
     """What the run is called, how long it is, and on what it runs."""
 
-    name: str = Field(min_length=1, pattern=r"^[\w.+-]+$")
+    name: str = Field(pattern=r"^\w[\w.+-]*$")
     """Name of the run; its folder is `dir`/`name`."""
     dir: str = "runs"
     """Folder of all runs."""
@@ -70,14 +69,11 @@ class Run(Section):
     @model_validator(mode="after")
     def _one_length(self) -> "Run":
         if (self.epochs is None) == (self.steps is None):
-            given = "neither" if self.epochs is None else f"epochs={self.epochs:g} and steps={self.steps}"
-            raise Faults([f"run has {given}: give exactly one of run.epochs and run.steps, and null for the other"])
+            given = (
+                "neither epochs nor steps" if self.epochs is None else f"epochs={self.epochs:g} and steps={self.steps}"
+            )
+            raise Faults([f"run has {given}: give one of them (and null for the other, where a file already has it)"])
         return self
-
-    @property
-    def folder(self) -> Path:
-        """Where the results go."""
-        return Path(self.dir) / self.name
 
 
 class Data(Section):
@@ -107,7 +103,7 @@ class Data(Section):
     def _standard_augmentation(cls, plain: Any) -> Any:
         if not isinstance(plain, dict) or plain.get("augment") is not None:
             return plain
-        facts = DATA_SETS.get(plain.get("name", ""))
+        facts = DATA_SETS.get(str(plain.get("name")))
         return {**plain, "augment": facts is not None and facts.augmented}
 
     @model_validator(mode="after")
@@ -122,7 +118,9 @@ class Data(Section):
         if self.download and facts.reader is None:
             faults.append(f"data.download=true: {self.name} cannot be downloaded; remove it")
         if self.image_size is not None and self.name != "imagefolder":
-            faults.append(f"data.image_size={self.image_size}: {self.name} has images of {facts.size}; remove it")
+            faults.append(
+                f"data.image_size={self.image_size}: {self.name} has a size of its own, {facts.size}; remove it"
+            )
         if faults:
             raise Faults(faults)
         return self

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 LINES = 20  # plain lines of progress in a whole run
 
@@ -29,12 +30,13 @@ class ProgressDisplay:
         self._latest: dict[str, float] = {}
         self._bar: Progress | None = None
         if mode == "bar":
+            whole = Column(no_wrap=True)
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[values]}"),
+                TextColumn("{task.description}", table_column=whole),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(table_column=whole),
+                TimeRemainingColumn(compact=True, table_column=whole),
+                TextColumn("{task.fields[values]}", table_column=whole),
             )
             self._bar = Progress(*columns, console=self.console)
             self._task = self._bar.add_task(name, total=total, completed=start, values="")

@@ -23,14 +23,16 @@ class RunDirectory:
 
     @classmethod
     def choose(cls, config: Config, *, resume: bool) -> "RunDirectory":
-        """Return the newest folder of this name to resume, else a new one: NAME, NAME-2, NAME-3, ..."""
+        """Return the newest folder of this name with checkpoints to resume, else a new one: NAME, NAME-2, ..."""
         base = Path(config.run.dir)
         pattern = re.compile(re.escape(config.run.name) + r"(?:-(\d+))?")
-        numbers = [
-            int(match[1] or 1)
+        found = {
+            int(match[1] or 1): folder
             for folder in (base.iterdir() if base.is_dir() else ())
             if (match := pattern.fullmatch(folder.name))
-        ]
-        newest = max(numbers, default=0)
-        number = newest if resume and newest else newest + 1
+        }
+        started = [number for number, folder in found.items() if (folder / "checkpoints").is_dir()]
+        if resume and started:
+            return cls(found[max(started)])
+        number = max(found, default=0) + 1
         return cls(base / (config.run.name if number == 1 else f"{config.run.name}-{number}"))

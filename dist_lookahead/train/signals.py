@@ -85,10 +85,10 @@ class StopRequest:
         self._receiver.close()
 
     def done(self) -> None:
-        """Stop the clock for good: what is left to do may take as long as it needs, and later signals change nothing.
+        """Stop the clock for good: what is left to do may take as long as it needs; later signals change nothing.
 
-        To be called before the last checkpoint is saved, also by an agent that others have told of their signal: its own
-        may arrive while it is saving.
+        To be called before the last checkpoint is saved, also by an agent that others have told of their signal: its
+        own may arrive while it is saving.
         """
         self._done = True
         if self._clock is not None:
@@ -98,14 +98,15 @@ class StopRequest:
         # Any signal with a Python handler arrives here; DataLoader has one for SIGCHLD.
         while (received := self._receiver.recv(1)[0]) != _LEAVE:
             if received in STOPPING and self.signal is None:
-                self._clock = _start_clock(self._grace, self._end, received)
-                if self._done:  # asked after the clock is set, as `done` asks for the clock after it is set
-                    self._clock.cancel()
+                self._clock = _clock(self._grace, self._end, received)
+                # Either this sees `done`, or `done` sees the clock; one cancelled before its start does nothing.
+                if not self._done:
+                    self._clock.start()
                 self.signal = received
 
     def _end(self, signum: int) -> None:
         status = 128 + signum
-        _start_clock(LAST_WORDS, os._exit, status)
+        _clock(LAST_WORDS, os._exit, status).start()
         try:
             self._on_expire(signum)
             sys.stdout.flush()
@@ -119,10 +120,9 @@ def _leave_it_to_the_thread(signum: int, frame: FrameType | None) -> None:
     """Do nothing: without a Python handler, nothing would be written to the wake-up descriptor."""
 
 
-def _start_clock(seconds: float, action: Callable[[int], object], argument: int) -> threading.Timer:
+def _clock(seconds: float, action: Callable[[int], object], argument: int) -> threading.Timer:
     clock = threading.Timer(seconds, action, (argument,))
     clock.daemon = True
-    clock.start()
     return clock
 
 

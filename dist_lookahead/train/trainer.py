@@ -4,7 +4,8 @@ import math
 import time
 from dataclasses import dataclass
 
-from dist_lookahead.comm.communicator import ring_bytes
+from dist_lookahead.comm.communicator import CollectiveError, ring_bytes
+from dist_lookahead.schedule import value_at
 from dist_lookahead.stack import SyncError
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.agent import Agent, all_weights
@@ -67,7 +68,7 @@ class Trainer:
         length = config.length(samples=task.samples, agents=world.agents)
         self.total = length.total
         self.steps_per_epoch = task.samples / (config.data.batch_size * world.agents)
-        self.schedule = config.lr_schedule.factor(length)
+        self.rate_factor = config.lr_schedule.factor(length)
         self.evaluation_period = config.evaluation.period(length)
         self.history = History(config, directory, self.agents, self.evaluation_period)
         self.step = self.start = self.history.restore() if resume else 0
@@ -89,7 +90,7 @@ class Trainer:
         begun = time.perf_counter()
         self._say_where_it_starts()
         for agent in self.agents:
-            agent.begin(self.step, self.schedule(self.step))
+            agent.begin(self.step, value_at(self.rate_factor, self.step))
         self._mark()
         try:
             with StopRequest(grace=self.config.checkpoint.grace, on_expire=self._too_late) as stop:
@@ -98,6 +99,12 @@ class Trainer:
                 if signum is None:
                     self._finish()
                 self.history.save(self.step)
+        except CollectiveError as error:  # of the metrics: those of a sync come as SyncError
+            raise SyncError(
+                f"a sum over the agents after fast step {self.step} failed: {error.who}. "
+                f"{self.history.where_to_go_on()}. Cause: {error}",
+                error.absent,
+            ) from error
         except SyncError as error:
             error.add_note(self.history.where_to_go_on())
             raise
@@ -111,7 +118,7 @@ class Trainer:
         """Take fast steps until the end, or until agents have told each other of a signal; return that."""
         checkpoint = self.config.checkpoint.every
         while self.step < self.total:
-            factor = self.schedule(self.step)
+            factor = value_at(self.rate_factor, self.step)
             for agent in self.agents:
                 agent.train_step(factor)
             self.step += 1
@@ -186,7 +193,7 @@ class Trainer:
             totals = sum_over_agents(self.world.communicators, rows, self.world.device)
             metrics = self.agents[0].task.report(dict(zip(names, totals, strict=True)))
             self.history.metrics[which] = metrics
-            self.progress.values({f"test {name}": value for name, value in metrics.items()})
+            self.progress.values({f"test {name}": value for name, value in metrics.items() if name != "loss"})
             if self.recorder:
                 self.recorder.record("evaluation", self.step, {"weights": which, **metrics})
 

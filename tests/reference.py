@@ -1,0 +1,244 @@
+"""Each method as its paper writes it: the loops that the package must reproduce.
+
+Nothing of the package is used here. Every function yields the fast weights of all agents (n, D) after each fast step.
+The names are the papers'; where a paper counts rounds t of tau steps, so does the loop.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from noisy_quadratic import Problem
+from torch import Tensor
+
+Trajectory = Iterator[Tensor]
+Buffers = Literal["keep", "reset", "average"]
+
+
+class Fast:
+    """One agent: its fast weights x and its fast optimizer, A in the papers."""
+
+    def __init__(self, problem: Problem, agent: int) -> None:
+        self._problem = problem
+        self._agent = agent
+        self.x = problem.start.clone().requires_grad_()
+        self.reset()
+
+    def reset(self) -> None:
+        self._optimizer = self._problem.fast([self.x])
+
+    def step(self, k: int) -> None:
+        self._optimizer.param_groups[0]["lr"] = self._problem.rate(k)
+        self.x.grad = self._problem.gradient(self.x.detach(), self._agent, k)
+        self._optimizer.step()
+
+    def buffers(self) -> dict[str, Tensor]:
+        return self._optimizer.state[self.x]
+
+    def become(self, weights: Tensor) -> None:
+        with torch.no_grad():
+            self.x.copy_(weights)
+
+
+def crowd(problem: Problem) -> list[Fast]:
+    return [Fast(problem, agent) for agent in range(problem.agents)]
+
+
+def mean(agents: Sequence[Fast]) -> Tensor:
+    return torch.stack([agent.x.detach() for agent in agents]).mean(dim=0)
+
+
+def now(agents: Sequence[Fast]) -> Tensor:
+    return torch.stack([agent.x.detach().clone() for agent in agents])
+
+
+def lookahead(problem: Problem, k: int, alpha: float) -> Trajectory:
+    """arXiv 1907.08610, Algorithm 1; every agent for itself."""
+    agents = crowd(problem)
+    phi = [problem.start.clone() for _ in agents]
+    for t in range(problem.steps // k):
+        for i in range(k):
+            for agent in agents:
+                agent.step(t * k + i)
+            if i < k - 1:
+                yield now(agents)
+        for n, agent in enumerate(agents):
+            phi[n] = phi[n] + alpha * (agent.x.detach() - phi[n])
+            agent.become(phi[n])
+        yield now(agents)
+
+
+def multilayer_lookahead(problem: Problem, k: Sequence[int], alpha: Sequence[float]) -> Trajectory:
+    """arXiv 2110.14254, two layers: layer 2 pulls every k[1] pulls of layer 1 and overwrites all below."""
+    (agent,) = crowd(problem)
+    slow1, slow2 = problem.start.clone(), problem.start.clone()
+    for step in range(problem.steps):
+        agent.step(step)
+        if (step + 1) % k[0] == 0:
+            slow1 = slow1 + alpha[0] * (agent.x.detach() - slow1)
+            if (step + 1) % (k[0] * k[1]) == 0:
+                slow2 = slow2 + alpha[1] * (slow1 - slow2)
+                slow1 = slow2.clone()
+            agent.become(slow1)
+        yield now([agent])
+
+
+def local_sgd(problem: Problem, tau: int) -> Trajectory:
+    """arXiv 1805.09767, Algorithm 1."""
+    agents = crowd(problem)
+    for t in range(problem.steps):
+        for agent in agents:
+            agent.step(t)
+        if (t + 1) % tau == 0:
+            average = mean(agents)
+            for agent in agents:
+                agent.become(average)
+        yield now(agents)
+
+
+def post_local_sgd(problem: Problem, tau: int, start: int) -> Trajectory:
+    """arXiv 1808.07217: average after each of the first `start` steps, every tau steps from there on."""
+    agents = crowd(problem)
+    for t in range(1, problem.steps + 1):
+        for agent in agents:
+            agent.step(t - 1)
+        if t <= start or (t - start) % tau == 0:
+            average = mean(agents)
+            for agent in agents:
+                agent.become(average)
+        yield now(agents)
+
+
+def distributed_lookahead(problem: Problem, tau: int, alpha: float) -> Trajectory:
+    """Wang, Tantia, Ballas and Rabbat, ICASSP 2020, eq. 4: X <- [X - gamma G] P, here with n fast columns.
+
+    X = [x_1 .. x_n, z]; at a sync P = a 1^T with a = [alpha/n, .., alpha/n, 1 - alpha]^T, else P = I.
+    """
+    agents, n = crowd(problem), problem.agents
+    z = problem.start.clone()
+    a = torch.tensor([alpha / n] * n + [1 - alpha], dtype=torch.float64)
+    for k in range(problem.steps):
+        for agent in agents:
+            agent.step(k)
+        if (k + 1) % tau == 0:
+            x = torch.stack([*now(agents), z], dim=1)
+            *columns, z = (x @ torch.outer(a, torch.ones(n + 1, dtype=torch.float64))).unbind(dim=1)
+            for agent, column in zip(agents, columns, strict=True):
+                agent.become(column)
+        yield now(agents)
+
+
+def slowmo(problem: Problem, tau: int, alpha: float, beta: float) -> Trajectory:
+    """arXiv 1910.00643, Algorithm 1: u in units of gradients; gamma_t is constant within round t."""
+    agents = crowd(problem)
+    x0, u = problem.start.clone(), torch.zeros_like(problem.start)
+    for k in range(problem.steps):
+        for agent in agents:
+            agent.step(k)
+        if (k + 1) % tau == 0:
+            gamma = problem.rate(k)
+            u = beta * u + (x0 - mean(agents)) / gamma
+            x0 = x0 - alpha * gamma * u
+            for agent in agents:
+                agent.become(x0)
+        yield now(agents)
+
+
+def bmuf(problem: Problem, tau: int, zeta: float, eta: float) -> Trajectory:
+    """Chen and Huo, ICASSP 2016: Delta <- eta Delta + zeta G, W <- W + Delta."""
+    agents = crowd(problem)
+    w, delta = problem.start.clone(), torch.zeros_like(problem.start)
+    for k in range(problem.steps):
+        for agent in agents:
+            agent.step(k)
+        if (k + 1) % tau == 0:
+            g = mean(agents) - w
+            delta = eta * delta + zeta * g
+            w = w + delta
+            for agent in agents:
+                agent.become(w)
+        yield now(agents)
+
+
+def diloco(problem: Problem, h: int, alpha: float, beta: float) -> Trajectory:
+    """arXiv 2311.08105, Algorithm 1: torch's own Nesterov SGD steps on the average of theta - theta_i."""
+    agents = crowd(problem)
+    theta = problem.start.clone().requires_grad_()
+    outer = torch.optim.SGD([theta], lr=alpha, momentum=beta, nesterov=True)
+    for step in range(problem.steps):
+        for agent in agents:
+            agent.step(step)
+        if (step + 1) % h == 0:
+            theta.grad = theta.detach() - mean(agents)
+            outer.step()
+            for agent in agents:
+                agent.become(theta.detach())
+        yield now(agents)
+
+
+def snoo(problem: Problem, k: int, eta: float, mu: float) -> Trajectory:
+    """arXiv 2510.15830: s = w - w_K, b <- mu b + s, w <- w - eta (mu b + s); a single agent."""
+    (agent,) = crowd(problem)
+    w, b = problem.start.clone(), torch.zeros_like(problem.start)
+    for step in range(problem.steps):
+        agent.step(step)
+        if (step + 1) % k == 0:
+            s = w - agent.x.detach()
+            b = mu * b + s
+            w = w - eta * (mu * b + s)
+            agent.become(w)
+        yield now([agent])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of any stack: who is averaged, how z moves (not at all without alpha), what becomes of buffers."""
+
+    tau: int
+    averages: bool
+    alpha: float | None
+    beta: float = 0.0
+    nesterov: bool = False
+    buffers: Buffers = "keep"
+
+    def pull(self, below: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next z and v."""
+        if self.alpha is None:
+            return below, v
+        delta = below - z
+        v = self.beta * v + delta
+        return z + self.alpha * (delta + self.beta * v if self.nesterov else v), v
+
+
+def average_buffers(agents: Sequence[Fast]) -> None:
+    states = [agent.buffers() for agent in agents]
+    for key in states[0]:
+        average = torch.stack([state[key] for state in states]).mean(dim=0)
+        for state in states:
+            state[key].copy_(average)
+
+
+def stack(problem: Problem, layers: Sequence[Layer]) -> Trajectory:
+    """Any stack of layers, innermost first: what fires overwrites everything below it."""
+    agents, n = crowd(problem), problem.agents
+    z = [[problem.start.clone() for _ in agents] for _ in layers]
+    v = [[torch.zeros_like(problem.start) for _ in agents] for _ in layers]
+    for k in range(1, problem.steps + 1):
+        for agent in agents:
+            agent.step(k - 1)
+        for m, layer in enumerate(layers):
+            if k % layer.tau:
+                break
+            below = [mean(agents)] * n if layer.averages else list(now(agents))
+            for i, agent in enumerate(agents):
+                z[m][i], v[m][i] = layer.pull(below[i], z[m][i], v[m][i])
+                agent.become(z[m][i])
+                for lower in range(m):
+                    z[lower][i] = z[m][i]
+                    v[lower][i] = v[lower][i] * (layer.buffers != "reset")
+                if layer.buffers == "reset":
+                    agent.reset()
+            if layer.buffers == "average":
+                average_buffers(agents)
+        yield now(agents)
