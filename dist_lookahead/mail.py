@@ -45,14 +45,14 @@ class Mail:
 
     def write(self, tail: Tensor) -> None:
         """Fill the table before the sum."""
+        before, after = self._rank * len(FIELDS), (self._agents - self._rank - 1) * len(FIELDS)
         row = [self.outgoing[field] % _LIMIT for field in FIELDS]
-        tail.zero_()
-        tail.view(self._agents, len(FIELDS))[self._rank] = tail.new_tensor(row)
+        tail.copy_(tail.new_tensor([0] * before + row + [0] * after))
 
     def read(self, tail: Tensor) -> None:
         """Take the table after the sum, and empty this agent's flag."""
-        columns = tail.view(self._agents, len(FIELDS)).t().tolist()
-        self.deliver({field: tuple(int(v) for v in column) for field, column in zip(FIELDS, columns, strict=True)})
+        numbers = [int(number) for number in tail.tolist()]
+        self.deliver({field: tuple(numbers[index :: len(FIELDS)]) for index, field in enumerate(FIELDS)})
 
     def read_own(self) -> None:
         """Take this agent's own row for the table of a single agent."""

@@ -143,7 +143,8 @@ def slowmo(
     Args:
         tau: fast steps between syncs, >= 1.
         alpha: slow learning rate, > 0.
-        beta: slow momentum, 0 <= beta < 1. With fast momentum m kept, beta from 0.5 on needs tau (1 - m) > 1.
+        beta: slow momentum, 0 <= beta < 1. A large one is unstable over fast momentum that is kept through short
+            rounds: you are warned.
         shard: split slow weights and slow momentum over the agents.
         fast_buffers: "keep", "reset" or "average" (the paper's maintain, reset, average).
 

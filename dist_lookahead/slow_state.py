@@ -47,8 +47,8 @@ def load(bounds: Sequence[BoundLevel], buckets: Sequence[Bucket], saved: Sequenc
             )
     for bound, state in zip(bounds, saved, strict=True):
         for name, flats in (("slow", bound.slow), ("momentum", bound.momentum)):
-            for own, value in zip(_pieces(bound, buckets, flats), state[name], strict=True):
-                own.copy_(value)
+            for parameter, own in _pieces(bound, buckets, flats).items():
+                own.copy_(state[name][parameter])
         bound.due, bound.last, bound.rounds = state["due"], state["last"], state["rounds"]
         bound.gammas = {group: gamma for group, gamma in enumerate(state["gammas"]) if gamma is not None}
 
@@ -68,17 +68,17 @@ def _by_group(gammas: dict[int, float]) -> list[float | None]:
     return [gammas.get(group) for group in range(max(gammas, default=-1) + 1)]
 
 
-def _pieces(bound: BoundLevel, buckets: Sequence[Bucket], flats: Sequence[Tensor]) -> list[Tensor]:
+def _pieces(bound: BoundLevel, buckets: Sequence[Bucket], flats: Sequence[Tensor]) -> dict[str, Tensor]:
     """View flat slow state per parameter: shaped like it where the level is whole, else the owned stretch of it."""
-    pieces = []
+    pieces = {}
     for bucket, flat in zip(buckets, flats, strict=False):
         owned = bound.owned(bucket)
         for slot in bucket.slots:
             if bound.mixer.shards == 1:
-                pieces.append(slot.of(flat))
+                pieces[slot.weight.name] = slot.of(flat)
             else:
                 low, high = (min(max(edge, owned.start), owned.stop) - owned.start for edge in (slot.start, slot.stop))
-                pieces.append(flat[low:high])
+                pieces[slot.weight.name] = flat[low:high]
     return pieces
 
 

@@ -76,7 +76,8 @@ class LevelStack:
     ) -> None:
         levels = check_levels(levels)
         self.inner = inner
-        self.model = model
+        # A compiled module wraps the model; what is saved must not depend on that.
+        self.model = model = getattr(model, "_orig_mod", model)
         self.communicator = communicator
         self.average_buffers = average_buffers
         self.check_every = check_every

@@ -255,9 +255,7 @@ def test_a_sync_is_all_or_nothing_wherever_it_is_cut() -> None:
 
 
 def ordered(shell: DistributedLookahead, model: nn.Module) -> list[Tensor]:
-    names = [name for bucket in shell.state_dict()["levels"]["parameters"] for name in bucket]
-    slow = dict(zip(names, _levels(shell)[0]["slow"], strict=True))
-    return [slow[name] for name, _ in model.named_parameters()]
+    return [_levels(shell)[0]["slow"][name] for name, _ in model.named_parameters()]
 
 
 def test_the_error_of_a_lost_agent_can_be_sent_to_another_process() -> None:

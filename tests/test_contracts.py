@@ -173,7 +173,7 @@ def test_dtypes_are_kept(row: Row, dtype: torch.dtype) -> None:
     for agent in agents:
         assert {p.dtype for p in agent.model.parameters()} == {dtype}
         assert all(torch.isfinite(p).all() for p in agent.model.parameters())
-        slow = [t for level in agent.state()["optimizer"]["levels"]["levels"] for t in level["slow"]]
+        slow = [t for level in agent.state()["optimizer"]["levels"]["levels"] for t in level["slow"].values()]
         assert {t.dtype for t in slow} <= {torch.float64 if dtype == torch.float64 else torch.float32}
 
 

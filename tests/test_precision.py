@@ -76,7 +76,7 @@ def test_half_precision_loses_nothing_in_the_slow_weights(dtype: torch.dtype) ->
     w.grad = torch.ones(1, dtype=dtype)
     w.grad.fill_(2.0)  # one step is one spacing of bfloat16 at 256
     optimizer.step()
-    (slow,) = optimizer.state_dict()["levels"]["levels"][0]["slow"]
+    (slow,) = optimizer.state_dict()["levels"]["levels"][0]["slow"].values()
     assert slow.dtype == torch.float32
     assert slow.item() == 256.0 - 0.125 * 2.0
     assert w.item() == torch.tensor(slow.item()).to(dtype).item()

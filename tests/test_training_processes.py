@@ -1,5 +1,6 @@
 """The command line in real processes: torchrun, signals, kills, and going on afterwards."""
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,11 @@ def test_a_signal_far_from_a_sync_ends_on_the_last_periodic_checkpoint(tmp_path:
     )
     assert status == 128 + signal.SIGTERM
     assert "no sync within checkpoint.grace=0.5 s" in output
-    step = CheckpointStore(folder(tmp_path, "far") / "checkpoints", 0, 1).steps()[-1]
-    assert f"The last checkpoint is of fast step {step} " in output
-    assert step % 50 == 0
+    # It trains and saves on until the end, so that the last checkpoint may be newer than the one it has named.
+    named = re.search(r"The last checkpoint is of fast step (\d+) ", output)
+    assert named is not None, output
+    assert int(named[1]) in CheckpointStore(folder(tmp_path, "far") / "checkpoints", 0, 1).steps()
+    assert int(named[1]) % 50 == 0
 
 
 def test_a_lost_agent_is_named_with_the_checkpoint_to_go_on_from(tmp_path: Path) -> None:

@@ -49,10 +49,8 @@ def _averaged(first: Mapping[str, Any], others: Any) -> tuple[dict[str, Tensor],
     if outer["last"] == slow["clock"]:
         return model, "slow weights at a sync"
     if outer["slow"] and not outer["owned"]:
-        names = [name for bucket in slow["parameters"] for name in bucket]
-        for name, tensor in zip(names, outer["slow"], strict=True):
-            model[name] = tensor.to(model[name].dtype)
-        return {**model, **slow["buffers"]}, f"slow weights of fast step {outer['last']}"
+        weights = {name: tensor.to(model[name].dtype) for name, tensor in outer["slow"].items()}
+        return {**model, **weights, **slow["buffers"]}, f"slow weights of fast step {outer['last']}"
     return _mean([model, *(dict(other["model"]) for other in others)]), "mean of all agents' fast weights"
 
 
