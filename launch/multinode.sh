@@ -25,7 +25,7 @@ fi
 
 # One agent per GPU, or one per node where there is none.
 if [ -z "${AGENTS:-}" ]; then
-    AGENTS=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+    AGENTS=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
     if [ "$AGENTS" -eq 0 ]; then AGENTS=1; fi
 fi
 

@@ -111,7 +111,7 @@ def test_a_lost_agent_is_named_with_the_checkpoint_to_go_on_from(tmp_path: Path)
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
-    long: dict[str, Any] = {"run": {"steps": 1000}, "checkpoint": {"every": 101}}
+    long: dict[str, Any] = {"run": {"steps": 400}, "checkpoint": {"every": 51}, "data": {"workers": 1}}
     whole, killed = write(tmp_path, "whole", **long), write(tmp_path, "killed", **long)
     status, _ = interrupt(
         ["train", str(killed)], when=lambda: has_checkpoint(tmp_path, "killed", 1), signum=signal.SIGKILL
@@ -120,5 +120,6 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     for arguments in (["train", str(killed), "--resume"], ["train", str(whole)]):
         done = run(arguments)
         assert done.returncode == 0, done.stdout
+        assert "Traceback" not in done.stdout, "loader workers end with the training"
     assert list(differences(final_states(folder(tmp_path, "whole")), final_states(folder(tmp_path, "killed")))) == []
     assert records(folder(tmp_path, "whole")) == records(folder(tmp_path, "killed"))

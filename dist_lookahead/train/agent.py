@@ -74,6 +74,10 @@ class Agent:
         )
         self._batches = loader(self.task.train_batch, sampler, workers=data.workers, pin_memory=data.pin_memory)
 
+    def end(self) -> None:
+        """Let go of the data: its worker processes end with the iterator, and must not outlive the training."""
+        self._batches = None
+
     def train_step(self, factor: float) -> None:
         """Take one fast step with the learning rates at `factor` times their configured values."""
         assert self._batches is not None

@@ -109,6 +109,8 @@ class Trainer:
             error.add_note(self.history.where_to_go_on())
             raise
         finally:
+            for agent in self.agents:
+                agent.end()
             self.progress.close()
             if self.recorder:
                 self.recorder.close()
