@@ -3,6 +3,7 @@
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.comm.simulated import simulate
+from dist_lookahead.failure import SyncError
 from dist_lookahead.level import Every, Level
 from dist_lookahead.move import Copy, Pull
 from dist_lookahead.optimizer import DistributedLookahead
@@ -18,7 +19,7 @@ from dist_lookahead.recipes import (
     snoo,
 )
 from dist_lookahead.schedule import Cosine, Linear, Piecewise, Warmup
-from dist_lookahead.stack import LevelStack, SyncError
+from dist_lookahead.stack import LevelStack
 
 __version__ = "0.1.0"
 

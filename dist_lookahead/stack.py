@@ -6,7 +6,7 @@ one Lookahead optimizer in another does not do that: the inner slow weights go s
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,35 +17,15 @@ from dist_lookahead.agreement import require_same, require_same_weights
 from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.bucket import Bucket, Weight, make_buckets
 from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending
+from dist_lookahead.failure import lost
 from dist_lookahead.fast_buffers import FastBuffers
 from dist_lookahead.level import Level, check_levels
 from dist_lookahead.mail import Mail, fingerprint
 from dist_lookahead.model_buffers import ModelBuffers
+from dist_lookahead.observer import Observer
 from dist_lookahead.roster import Roster, describe
 
-
-class SyncError(RuntimeError):
-    """A sync failed because agents were lost or late; `absent` are their ranks, () where that is not known."""
-
-    def __init__(self, message: str, absent: tuple[int, ...] = ()) -> None:
-        super().__init__(message)
-        self.absent = absent
-
-
 FORMAT = 1  # of the state dict
-
-
-class Observer(Protocol):
-    """Looks on while a level fires. `buckets` hold x before, the sum over the agents (owned part) then, z after."""
-
-    def before(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
-        """The fast weights are still the agent's own."""
-
-    def averaged(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
-        """The agents' sum has arrived; slow weights have not moved."""
-
-    def after(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
-        """The level has fired."""
 
 
 class LevelStack:
@@ -147,7 +127,8 @@ class LevelStack:
             try:
                 yield from self._fire(bound)
             except CollectiveError as error:
-                raise self._lost(bound, error) from error
+                fell_back = self._fall_back(bound)
+                raise lost(bound, self.communicator, error, step=self.clock, fell_back=fell_back) from error
             except RuntimeError:  # agents that differ: all of them come here
                 self._fall_back(bound)
                 raise
@@ -302,21 +283,6 @@ class LevelStack:
                 bucket.fast.copy_(slow)
                 bucket.scatter()
         return whole
-
-    def _lost(self, bound: BoundLevel, error: CollectiveError) -> SyncError:
-        """Leave whole weights behind where there are some, and say what happened."""
-        whole = self._fall_back(bound)
-        axis = getattr(bound.level.mix, "axis", "world")
-        left = (
-            f"the model is back at the slow weights of fast step {bound.last}"
-            if whole
-            else "the model's weights may be partly summed: go on from a checkpoint"
-        )
-        return SyncError(
-            f"the sync of levels[{bound.index}] over axis {axis!r} after fast step {self.clock} failed on agent "
-            f"{self.communicator.rank} of {self.communicator.size}: {error.who}; {left}. Cause: {error}",
-            error.absent,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return clock, slow weights, slow momentum and counters, in tensors and plain containers."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.command import main
+from dist_lookahead.train.config_sections import Checkpoint, Data, Evaluation, Logging, Run
 from dist_lookahead.train.export import export
 from tests.training import final_states, folder_of, small_config, train
 
@@ -17,6 +18,18 @@ def test_validate_prints_the_levels(tmp_path: Path, capsys: pytest.CaptureFixtur
     file.write_text(small_config(tmp_path).to_yaml(), encoding="utf-8")
     assert main(["validate", str(file), "--set", "levels.tau=6"]) == 0
     assert "Every(tau=6)" in capsys.readouterr().out
+
+
+def test_settings_prints_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings"]) == 0
+    printed = capsys.readouterr().out
+    assert "  name: ...  # Name of the run" in printed
+    assert "  grace: 20.0  # Seconds" in printed
+    assert "  weights: [slow]" in printed
+    assert "slowmo" in printed
+    shown = {line.strip().split(":")[0] for line in printed.splitlines() if ": " in line and line[0] != "#"}
+    known = {option for section in (Run, Data, Evaluation, Checkpoint, Logging) for option in section.model_fields}
+    assert known <= shown
 
 
 def test_all_faults_are_reported_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: train, validate, export."""
+"""The command line: train, validate, settings, export."""
 
 import argparse
 import logging
@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from dist_lookahead.comm.communicator import Communicator
-from dist_lookahead.stack import SyncError
+from dist_lookahead.failure import SyncError
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.config import Config, ConfigError, load_config
@@ -18,6 +18,7 @@ from dist_lookahead.train.curves import draw_curves
 from dist_lookahead.train.exchange import texts_of_agents
 from dist_lookahead.train.export import export
 from dist_lookahead.train.run_directory import RunDirectory
+from dist_lookahead.train.settings import settings
 from dist_lookahead.train.summary import summary
 from dist_lookahead.train.trainer import DivergedError, Trainer
 from dist_lookahead.train.world import World, join_world
@@ -54,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     exporter.add_argument("--out", type=Path, default=Path("model.pt"), help="file to write (default: %(default)s)")
     exporter.add_argument("--step", type=int, help="fast step of the checkpoint (default: the newest)")
     exporter.set_defaults(run=_export)
+    everything = commands.add_parser("settings", help="print all settings of a YAML file with defaults and meanings")
+    everything.set_defaults(run=_settings)
     return parser
 
 
@@ -74,6 +77,11 @@ def _validate(options: argparse.Namespace) -> int:
     print(f"{options.file} is valid. Levels, innermost first:")
     for level in config.levels_stack():
         print(f"    {level}")
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> int:
+    print("\n".join(settings()))
     return 0
 
 

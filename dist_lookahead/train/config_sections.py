@@ -85,8 +85,8 @@ class Data(Section):
     """Folder that holds the files, in torchvision's layout; digits have none."""
     download: bool = False
     """Fetch missing files into `path`."""
-    augment: bool
-    """Augment training images; by default where that is standard for the data set."""
+    augment: bool | None = None
+    """Augment training images; null for what is standard for the data set."""
     image_size: int | None = Field(default=None, ge=1)
     """Height and width to which imagefolder brings its images; null for 224."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)

@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass
 
 from dist_lookahead.comm.communicator import CollectiveError, ring_bytes
+from dist_lookahead.failure import SyncError
 from dist_lookahead.schedule import value_at
-from dist_lookahead.stack import SyncError
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.agent import Agent, all_weights
 from dist_lookahead.train.config import Config

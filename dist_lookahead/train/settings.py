@@ -1,0 +1,63 @@
+"""All settings of a run file with their defaults and meanings, read from the sections themselves."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from dist_lookahead.train.config import Config
+from dist_lookahead.train.config_file import write_yaml
+from dist_lookahead.train.config_levels import RECIPES
+
+# Sections whose settings are the arguments of a class or function of the reader's choice.
+OPEN = {
+    "inner": "{name: SGD, lr: 0.1}  # any optimizer of torch.optim, with its own arguments",
+    "levels": f"{{recipe: slowmo, tau: 12}}  # or a list of levels; recipes: {', '.join(RECIPES)}",
+}
+
+
+def settings() -> Iterator[str]:
+    """Yield the lines of a commented run file; `...` marks what must be given.
+
+    Example:
+        >>> next(settings())
+        '# Name, length, seed and device.'
+    """
+    for name, field in Config.model_fields.items():
+        yield f"# {field.description}"
+        sections = list(_sections(field))
+        if not sections:
+            choices = _choices(field)
+            yield f"{name}: {OPEN.get(name) or _value(field)}" + (f"  #{choices}" if choices else "")
+            continue
+        yield f"{name}:"
+        for index, section in enumerate(sections):
+            if index:
+                yield "  # or"
+            yield from (_line(option, inner) for option, inner in section.model_fields.items())
+
+
+def _line(name: str, field: FieldInfo) -> str:
+    return f"  {name}: {_value(field)}  # {field.description}{_choices(field)}"
+
+
+def _sections(field: FieldInfo) -> Iterator[type[BaseModel]]:
+    """The section of a field, or those that it may be one of."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield kind
+
+
+def _choices(field: FieldInfo) -> str:
+    names = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    return f" ({', '.join(names)})" if len(names) > 1 else ""
+
+
+def _value(field: FieldInfo) -> str:
+    only = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    if field.is_required():
+        return only[0] if len(only) == 1 else "..."
+    default: Any = list(field.default) if isinstance(field.default, tuple) else field.default
+    written = write_yaml([default]).strip()
+    return written.removeprefix("- ") if isinstance(default, list) else written[1:-1]
