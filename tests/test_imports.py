@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "recipes": {"averaging", "level", "move", "schedule"},
     "notation": {"averaging", "level", "move", "schedule"},
     "tasks": set(),
+    "theory": {"averaging", "level", "move", "notation", "schedule"},  # descriptions, never tensors or processes
 }
 MAY_BE_DISTRIBUTED = ("comm.process_group", "train")
 
@@ -105,17 +106,32 @@ def test_there_are_no_cycles() -> None:
         pytest.fail(f"cycle: {' -> '.join(error.args[1])}")
 
 
-def test_a_bare_import_loads_torch_and_nothing_else() -> None:
-    """The library part needs torch alone; the trainer's packages may not be there."""
+def loaded_by(statement: str) -> list[str]:
+    """Return the modules that a statement loads in a fresh interpreter, beyond torch's."""
     code = (
         "import sys, torch, torch.distributed\n"
         "before = set(sys.modules)\n"
-        "import dist_lookahead\n"
+        f"{statement}\n"
         "print(*sorted(set(sys.modules) - before))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    loaded = run.stdout.split()
+    return run.stdout.split()
+
+
+def foreign(loaded: list[str]) -> set[str]:
+    return {name for name in loaded if part(name) not in {"dist_lookahead", "torch", *sys.stdlib_module_names}}
+
+
+def test_a_bare_import_loads_torch_and_nothing_else() -> None:
+    """The library part needs torch alone; the trainer's packages may not be there."""
+    loaded = loaded_by("import dist_lookahead")
     assert "dist_lookahead.stack" in loaded
-    foreign = {name for name in loaded if part(name) not in {"dist_lookahead", "torch", *sys.stdlib_module_names}}
-    assert not foreign
-    assert not [name for name in loaded if name.startswith(("dist_lookahead.train", "dist_lookahead.tasks"))]
+    assert not foreign(loaded)
+    others = tuple(f"dist_lookahead.{name}" for name in ("train", "tasks", "theory"))
+    assert not [name for name in loaded if name.startswith(others)]
+
+
+def test_theory_needs_torch_alone() -> None:
+    loaded = loaded_by("from dist_lookahead import theory")
+    assert "dist_lookahead.theory.mixing" in loaded
+    assert not foreign(loaded)

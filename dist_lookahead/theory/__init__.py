@@ -1,0 +1,49 @@
+"""What a stack of levels will do, computed from its description: no tensors of a model, no processes.
+
+mixing              P_k, its spectrum, the weights of y = X a, the effective learning rate
+bounds              the convergence bound's three terms and its conditions
+alpha               the slow step size that is best for the bound, or along one round
+quadratic_oracle    mean and covariance of a noisy quadratic, fixed points, stability
+closed_forms        the same in formulas, where there are some
+"""
+
+from dist_lookahead.theory import closed_forms
+from dist_lookahead.theory.alpha import beats_sgd, floor, line_alpha, optimal_alpha, proposition_1_alpha, secant_alpha
+from dist_lookahead.theory.bounds import Bound, Condition, admissible_lr, bound
+from dist_lookahead.theory.calendar import Firing, firings
+from dist_lookahead.theory.mixing import (
+    columns,
+    effective_lr,
+    fixed_vector,
+    level_matrix,
+    mixing_matrices,
+    mixing_matrix,
+    spectrum,
+)
+from dist_lookahead.theory.quadratic_oracle import noisy_quadratic, stability_limit, stationary
+
+__all__ = [
+    "Bound",
+    "Condition",
+    "Firing",
+    "admissible_lr",
+    "beats_sgd",
+    "bound",
+    "closed_forms",
+    "columns",
+    "effective_lr",
+    "firings",
+    "fixed_vector",
+    "floor",
+    "level_matrix",
+    "line_alpha",
+    "mixing_matrices",
+    "mixing_matrix",
+    "noisy_quadratic",
+    "optimal_alpha",
+    "proposition_1_alpha",
+    "secant_alpha",
+    "spectrum",
+    "stability_limit",
+    "stationary",
+]

@@ -1,0 +1,191 @@
+"""Fast steps on a quadratic and syncs as one linear recursion of a state, exact in mean and covariance.
+
+The state s of one coordinate is the row of X (columns of `mixing`, S of them), followed by one momentum buffer u_i for
+each agent where the fast optimizer has momentum. A fast step and a sync are
+
+    s <- F s + E (mu + xi),   xi_i ~ N(0, sigma_i^2) fresh,        s <- T s,   T = diag(P_k^T, U_k),
+
+where U_k is the identity, 0 or 1 1^T / n as the levels that fire keep, reset or average the fast buffers. So
+
+    m <- T (F m + E mu),      C <- T (F C F^T + E diag(sigma^2) E^T) T^T.
+
+Shapes: d coordinates, p agents in the state, S' = S + p with momentum, else S. Everything is float64.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dist_lookahead.level import Level
+from dist_lookahead.theory.mixing import Firing, columns, firings, mixing_matrices
+
+DOUBLINGS = 64  # of the number of rounds: contraction 1 - 1e-12 has vanished long before
+VANISHED = 1e-40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quadratics:
+    """Each agent's noisy quadratics, and the momentum of SGD on them.
+
+    Attributes:
+        curvature: (p, d), a.
+        noise: (p, d), sigma.
+        offsets: (p, d), mu, each agent's minimiser.
+        momentum: of the fast optimizer; its buffer is in units of gradients, as torch's.
+        nesterov: whether that momentum is Nesterov's.
+    """
+
+    curvature: Tensor
+    noise: Tensor
+    offsets: Tensor
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    @property
+    def agents(self) -> int:
+        """Number p of agents in the state."""
+        return self.curvature.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moments:
+    """Mean (d, S') and covariance (d, S', S') of the state."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FastStep:
+    """One fast step: F (d, S', S') and E (d, S', p)."""
+
+    F: Tensor
+    E: Tensor
+
+
+def at_rest(levels: Sequence[Level], quadratics: Quadratics, start: Tensor) -> Moments:
+    """Return the moments before the first step: all weights at `start` (d,), no momentum, no doubt."""
+    weights = torch.tensor([not name.startswith("v") for name in columns(levels, quadratics.agents)])
+    size = _size(levels, quadratics)
+    mean = torch.zeros(len(start), size, dtype=torch.float64)
+    mean[:, : len(weights)] = start[:, None] * weights
+    return Moments(mean=mean, covariance=torch.zeros(len(start), size, size, dtype=torch.float64))
+
+
+def unroll(
+    levels: Sequence[Level], quadratics: Quadratics, rates: Sequence[float], moments: Moments
+) -> Iterator[Moments]:
+    """Yield the moments before the first fast step and after each, syncs included.
+
+    Args:
+        levels: innermost first.
+        quadratics: of the agents.
+        rates: fast learning rate of each step.
+        moments: those before the first step.
+    """
+    yield moments
+    for step, sync in _maps(levels, quadratics, rates):
+        moments = _after_sync(_after_step(moments, step, quadratics), sync)
+        yield moments
+
+
+def round_map(levels: Sequence[Level], quadratics: Quadratics, lr: float, steps: int) -> Tensor:
+    """Return the linear map of the state over the first `steps` fast steps, (d, S', S')."""
+    size = _size(levels, quadratics)
+    whole = torch.eye(size, dtype=torch.float64).expand(quadratics.curvature.shape[1], size, size)
+    for step, sync in _maps(levels, quadratics, [lr] * steps):
+        whole = step.F @ whole
+        if sync is not None:
+            whole = sync @ whole
+    return whole
+
+
+def spectral_radius(maps: Tensor) -> Tensor:
+    """Return the largest modulus of an eigenvalue of each of (.., S', S') maps, infinity where one has overflowed."""
+    radius = torch.full(maps.shape[:-2], float("inf"), dtype=torch.float64)
+    finite = maps.isfinite().all(dim=-1).all(dim=-1)
+    radius[finite] = torch.linalg.eigvals(maps[finite]).abs().amax(dim=-1)
+    return radius
+
+
+def fixed_point(whole: Tensor, fresh: Moments) -> Moments:
+    """Return the moments with m = M m + b and C = M C M^T + N, for maps that contract.
+
+    The discrete Lyapunov equation is solved by doubling: C_j covers 2^j rounds, C_{j+1} = C_j + M_j C_j M_j^T with
+    M_{j+1} = M_j^2. All terms are positive semidefinite: nothing cancels, however slowly the map contracts.
+
+    Args:
+        whole: M, (d, S', S').
+        fresh: b and N, what one round makes of zero mean and covariance.
+    """
+    identity = torch.eye(whole.shape[-1], dtype=torch.float64)
+    mean = torch.linalg.solve(identity - whole, fresh.mean)
+    covariance = fresh.covariance
+    for _ in range(DOUBLINGS):
+        if whole.abs().max() < VANISHED:
+            break
+        covariance = covariance + whole @ covariance @ whole.mT
+        whole = whole @ whole
+    return Moments(mean=mean, covariance=covariance)
+
+
+def _size(levels: Sequence[Level], quadratics: Quadratics) -> int:
+    return len(columns(levels, quadratics.agents)) + (quadratics.agents if quadratics.momentum else 0)
+
+
+def _maps(
+    levels: Sequence[Level], quadratics: Quadratics, rates: Sequence[float]
+) -> Iterator[tuple[FastStep, Tensor | None]]:
+    """Yield each fast step, and the sync T after it, None where no level fires."""
+    size, steps = _size(levels, quadratics), len(rates)
+    mixing = mixing_matrices(levels, quadratics.agents, steps, rates=rates)
+    step, last = None, None
+    for rate, P, fired in zip(rates, mixing, firings(levels, steps), strict=True):
+        if step is None or rate != last:
+            step, last = _fast_step(quadratics, size, rate), rate
+        yield step, _sync(levels, quadratics, P, fired) if fired else None
+
+
+def _fast_step(quadratics: Quadratics, size: int, lr: float) -> FastStep:
+    """With g = a (x - mu - xi): u <- m u + g, then x <- x - gamma u, or x <- x - gamma (g + m u) with Nesterov's."""
+    a, m, agents = quadratics.curvature.T, quadratics.momentum, quadratics.agents
+    from_g, from_u = (1 + m, m * m) if quadratics.nesterov else (1.0, m)
+    F = torch.eye(size, dtype=torch.float64).repeat(len(a), 1, 1)
+    E = torch.zeros(len(a), size, agents, dtype=torch.float64)
+    x = torch.arange(agents)
+    F[:, x, x] -= lr * from_g * a
+    E[:, x, x] = lr * from_g * a
+    if m:
+        u = x + size - agents
+        F[:, x, u] = -lr * from_u
+        F[:, u, x] = a
+        F[:, u, u] = m
+        E[:, u, x] = -a
+    return FastStep(F=F, E=E)
+
+
+def _sync(levels: Sequence[Level], quadratics: Quadratics, P: Tensor, fired: Sequence[Firing]) -> Tensor:
+    if not quadratics.momentum:
+        return P.T
+    agents = quadratics.agents
+    buffers = torch.eye(agents, dtype=torch.float64)
+    for level in (levels[firing.index] for firing in fired):
+        if level.fast_buffers == "reset":
+            buffers = torch.zeros_like(buffers)
+        elif level.fast_buffers == "average":
+            buffers = buffers.mean(dim=0).expand(agents, agents)
+    return torch.block_diag(P.T, buffers)
+
+
+def _after_step(moments: Moments, step: FastStep, quadratics: Quadratics) -> Moments:
+    scaled = step.E * quadratics.noise.T[:, None]
+    mean = step.F @ moments.mean[..., None] + step.E @ quadratics.offsets.T[..., None]
+    return Moments(mean=mean[..., 0], covariance=step.F @ moments.covariance @ step.F.mT + scaled @ scaled.mT)
+
+
+def _after_sync(moments: Moments, sync: Tensor | None) -> Moments:
+    if sync is None:
+        return moments
+    return Moments(mean=moments.mean @ sync.T, covariance=sync @ moments.covariance @ sync.T)

@@ -1,0 +1,122 @@
+"""Random stacks of levels, and the whole state of agents that train with one: fast and slow weights, slow momentum."""
+
+from collections.abc import Sequence
+
+import torch
+from hypothesis import strategies as st
+from noisy_quadratic import Problem
+from torch import Tensor, nn
+
+from dist_lookahead import (
+    Alone,
+    Copy,
+    Cosine,
+    DistributedLookahead,
+    Every,
+    Exact,
+    Level,
+    Linear,
+    Piecewise,
+    Pull,
+    simulate,
+    theory,
+)
+from dist_lookahead.schedule import Scheduled
+
+
+class Crowd:
+    """n agents trained by the package, whose whole state can be read and overwritten: X (D, S)."""
+
+    def __init__(self, levels: Sequence[Level], start: Tensor, agents: int) -> None:
+        self.names = theory.columns(levels, agents)
+        self.weights = [nn.Parameter(start.clone()) for _ in range(agents)]
+        self.optimizers = [
+            DistributedLookahead(torch.optim.SGD([w], lr=1.0), levels, communicator=end)
+            for w, end in zip(self.weights, simulate(agents), strict=True)
+        ]
+
+    def step(self, gradients: Tensor | None, rate: float) -> None:
+        """Take a fast step with gradients (D, n)."""
+        for agent, (weight, optimizer) in enumerate(zip(self.weights, self.optimizers, strict=True)):
+            weight.grad = None if gradients is None else gradients[:, agent].clone()
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+
+    def read(self) -> Tensor:
+        return torch.stack([self._read(name) for name in self.names], dim=1)
+
+    @torch.no_grad()
+    def write(self, state: Tensor) -> None:
+        for column, name in zip(state.unbind(dim=1), self.names, strict=True):
+            letter, index, agents = self._place(name)
+            for agent in agents:
+                stack = self.optimizers[agent].stack
+                bound, bucket = stack.bound[index], stack.buckets[0]
+                if letter == "x":
+                    self.weights[agent].copy_(column)
+                    continue
+                whole = torch.zeros_like(bucket.fast)
+                whole[: len(column)] = column
+                (bound.slow if letter == "z" else bound.momentum)[0].copy_(whole[bound.owned(bucket)])
+
+    def _read(self, name: str) -> Tensor:
+        letter, index, agents = self._place(name)
+        if letter == "x":
+            return self.weights[agents[0]].detach().clone()
+        bounds = [self.optimizers[agent].stack.bound[index] for agent in agents]
+        parts = [(bound.slow if letter == "z" else bound.momentum)[0] for bound in bounds]
+        size = len(self.weights[0])
+        if bounds[0].mixer.shards > 1:
+            return torch.cat(parts)[:size]
+        assert all(torch.equal(part[:size], parts[0][:size]) for part in parts), f"agents differ in {name}"
+        return parts[0][:size].clone()
+
+    def _place(self, name: str) -> tuple[str, int, list[int]]:
+        """The letter of a column, its level (0 for x), and the agents that hold it."""
+        letter, (index, _, agent) = name[0], name[1:].partition("@")
+        if letter == "x":
+            return letter, 0, [int(index)]
+        return letter, int(index), [int(agent)] if agent else list(range(len(self.weights)))
+
+
+def trajectory(levels: Sequence[Level], problem: Problem, rates: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The states X_0 .. X_K (K + 1, D, S) of a real run, and its gradients (K, D, n)."""
+    crowd = Crowd(levels, problem.start, problem.agents)
+    states, all_gradients = [crowd.read()], []
+    for k, rate in enumerate(rates):
+        gradients = gradients_at(states[-1], problem, k)
+        crowd.step(gradients, rate)
+        states.append(crowd.read())
+        all_gradients.append(gradients)
+    return torch.stack(states), torch.stack(all_gradients)
+
+
+def gradients_at(state: Tensor, problem: Problem, k: int) -> Tensor:
+    return torch.stack([problem.gradient(state[:, i], i, k) for i in range(problem.agents)], dim=1)
+
+
+@st.composite
+def moves(draw: st.DrawFn, *, may_copy: bool, schedules: bool) -> Copy | Pull:
+    if may_copy and draw(st.integers(0, 3)) == 0:
+        return Copy()
+    alphas: list[Scheduled] = [0.3, 0.5, 1.0, 1.2]
+    betas: list[Scheduled] = [0.0, 0.4, 0.7]
+    if schedules:
+        alphas += [Linear(0.4, 1.0, 9), Piecewise((1.0, 0.6), (5,))]
+        betas += [Cosine(0.6, 0.1, 12), Piecewise((0.5, 0.0), (6,))]
+    alpha, beta = draw(st.sampled_from(alphas)), draw(st.sampled_from(betas))
+    return Pull(alpha, beta, nesterov=beta != 0 and draw(st.booleans()), follow_lr=beta != 0 and draw(st.booleans()))
+
+
+@st.composite
+def stacks(draw: st.DrawFn, *, schedules: bool = True) -> list[Level]:
+    """1 to 3 levels: all mixes and moves, shards, resets, and with `schedules` all that may change with the step."""
+    levels, tau = [], 1
+    for _ in range(draw(st.integers(1, 3))):
+        tau *= draw(st.integers(1, 3))
+        averages = draw(st.booleans())
+        move = draw(moves(may_copy=averages, schedules=schedules))
+        mix = Exact(shard=move.keeps_slow_weights and draw(st.booleans())) if averages else Alone()
+        when = Every(Piecewise((1, tau, 2), (3, 11)) if schedules and draw(st.booleans()) else tau)
+        levels.append(Level(when, mix, move, draw(st.sampled_from(("keep", "reset")))))
+    return levels
