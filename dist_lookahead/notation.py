@@ -7,7 +7,7 @@ out; without such fields as the name alone. Numbers and texts stand for themselv
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dist_lookahead.averaging.exact import Exact
@@ -71,23 +71,29 @@ def from_plain(plain: Any, where: str = "level") -> Any:
             )
         ((name, fields),) = plain.items()
         if name not in NAMES:
-            raise ValueError(f"{where}.{unknown(str(name), NAMES)}")
+            raise ValueError(f"{where}.{name} {is_unknown(name, NAMES)}")
         return _construct(name, fields or {}, where)
     if isinstance(plain, Sequence) and not isinstance(plain, str):
         return tuple(from_plain(item, f"{where}[{index}]") for index, item in enumerate(plain))
     return plain
 
 
-def unknown(given: str, allowed: Sequence[str] | Mapping[str, Any]) -> str:
-    """Say that a name is unknown, which one is nearest and which are allowed.
+def is_unknown(given: object, allowed: Collection[str], listed: str | None = None) -> str:
+    """Say that a name is unknown, which known one is nearest, and which are allowed.
+
+    Args:
+        given: the unknown name.
+        allowed: the known names.
+        listed: how to write the known names, where they are too many to list.
 
     Example:
-        >>> unknown("slomo", ["slowmo", "bmuf"])
-        "slomo is unknown; did you mean 'slowmo'? allowed: slowmo, bmuf"
+        >>> is_unknown("slomo", ["slowmo", "bmuf"])
+        "is unknown; did you mean 'slowmo'? allowed: slowmo, bmuf"
     """
-    near = difflib.get_close_matches(given, list(allowed), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"{given} is unknown{hint} allowed: {', '.join(allowed)}"
+    lowered = {name.lower(): name for name in allowed}
+    near = difflib.get_close_matches(str(given).lower(), list(lowered), n=1)
+    hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
+    return f"is unknown; {hint}allowed: {listed or ', '.join(allowed)}"
 
 
 def _construct(name: str, fields: Any, where: str) -> Any:
@@ -97,7 +103,7 @@ def _construct(name: str, fields: Any, where: str) -> Any:
         raise ValueError(f"{where}.{name}={fields!r} must be a mapping of {', '.join(known)}")
     for field in fields:
         if field not in known:
-            raise ValueError(f"{where}.{name}.{unknown(str(field), known)}")
+            raise ValueError(f"{where}.{name}.{field} {is_unknown(field, known)}")
     values = {field: from_plain(value, f"{where}.{name}.{field}") for field, value in fields.items()}
     try:
         return cls(**values)

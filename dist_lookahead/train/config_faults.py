@@ -1,12 +1,13 @@
 """Faults in a configuration: how each is said, and the one error that lists all of them."""
 
-import difflib
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from dist_lookahead.notation import is_unknown
 
 LONGEST = 60  # characters of a value in a message
 
@@ -50,24 +51,6 @@ def shown(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
-
-
-def is_unknown(given: object, allowed: Collection[str], listed: str | None = None) -> str:
-    """Say that a name is unknown, which known one is nearest, and which are allowed.
-
-    Args:
-        given: the unknown name.
-        allowed: the known names.
-        listed: how to write the known names, where they are too many to list.
-
-    Example:
-        >>> is_unknown("slomo", ["slowmo", "bmuf"])
-        "is unknown; did you mean 'slowmo'? allowed: slowmo, bmuf"
-    """
-    lowered = {name.lower(): name for name in allowed}
-    near = difflib.get_close_matches(str(given).lower(), list(lowered), n=1)
-    hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
-    return f"is unknown; {hint}allowed: {listed or ', '.join(allowed)}"
 
 
 def faults_of(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:

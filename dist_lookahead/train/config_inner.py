@@ -10,7 +10,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
-from dist_lookahead.train.config_faults import Faults, is_unknown, shown
+from dist_lookahead.notation import is_unknown
+from dist_lookahead.train.config_faults import Faults, shown
 
 UNFIT = {
     "LBFGS": "needs a closure, which the trainer does not give",

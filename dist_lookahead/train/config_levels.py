@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 from dist_lookahead import recipes
 from dist_lookahead.level import FastBuffers, Level, check_levels
-from dist_lookahead.notation import NAMES, from_plain, to_plain
+from dist_lookahead.notation import NAMES, from_plain, is_unknown, to_plain
 from dist_lookahead.schedule import Schedule, Scheduled
-from dist_lookahead.train.config_faults import Faults, is_unknown, shown
+from dist_lookahead.train.config_faults import Faults, shown
 
 RECIPES: dict[str, Callable[..., list[Level]]] = {
     name: recipe

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torchvision import models
 
+from dist_lookahead.notation import is_unknown
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS
-from dist_lookahead.train.config_faults import Faults, is_unknown
+from dist_lookahead.train.config_faults import Faults
 from dist_lookahead.train.config_length import RunLength, Unit
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
