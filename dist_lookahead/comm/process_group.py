@@ -27,31 +27,11 @@ class ProcessGroupCommunicator:
     def __init__(self) -> None:
         if not dist.is_initialized():
             raise ValueError("no process group: call torch.distributed.init_process_group first, or use torchrun")
-        self._rank = dist.get_rank()
-        self._size = dist.get_world_size()
-        self._bytes_sent = 0
-        self._seconds = 0.0
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self.bytes_sent = 0
+        self.seconds_syncing = 0.0
         self._generation = self._agree_on_generation()
-
-    @property
-    def rank(self) -> int:
-        """This process's rank."""
-        return self._rank
-
-    @property
-    def size(self) -> int:
-        """Number of processes."""
-        return self._size
-
-    @property
-    def bytes_sent(self) -> int:
-        """Bytes sent, by the count of ring algorithms."""
-        return self._bytes_sent
-
-    @property
-    def seconds_syncing(self) -> float:
-        """Seconds spent in `run`."""
-        return self._seconds
 
     def axis(self, name: str) -> "ProcessGroupCommunicator":
         """Return this communicator for "world"."""
@@ -83,16 +63,16 @@ class ProcessGroupCommunicator:
             while work is not None:
                 work = self._advance(pending, work)
         finally:
-            self._seconds += time.perf_counter() - start
+            self.seconds_syncing += time.perf_counter() - start
 
     def absent_ranks(self) -> tuple[int, ...]:
         """After a failure: sign in at the rendezvous store and return the ranks that do not, () if unknown."""
         try:
             store = dist.distributed_c10d._get_default_store()
             prefix = f"dist_lookahead/{self._generation}/failed"
-            store.set(f"{prefix}/{self._rank}", "1")
+            store.set(f"{prefix}/{self.rank}", "1")
             deadline = time.monotonic() + ROLL_CALL_SECONDS
-            absent = tuple(range(self._size))
+            absent = tuple(range(self.size))
             while absent and time.monotonic() < deadline:
                 absent = tuple(r for r in absent if not store.check([f"{prefix}/{r}"]))
                 time.sleep(0.05)
@@ -109,7 +89,7 @@ class ProcessGroupCommunicator:
         return next(pending, None)
 
     def _start(self, kind: str, whole: Tensor, start: Callable[[], Work | None]) -> Work:
-        self._bytes_sent += ring_bytes(kind, whole.numel() * whole.element_size(), self._size)
+        self.bytes_sent += ring_bytes(kind, whole.numel() * whole.element_size(), self.size)
         try:
             work = start()
         except RuntimeError as error:  # a group that has failed before refuses at once

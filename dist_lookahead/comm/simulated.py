@@ -87,30 +87,11 @@ class SimulatedCommunicator:
 
     def __init__(self, board: _Board, rank: int) -> None:
         self._board = board
-        self._rank = rank
+        self.rank = rank
+        self.size = board.size
         self._started = 0
-        self._bytes_sent = 0
-        self._seconds = 0.0
-
-    @property
-    def rank(self) -> int:
-        """This agent's number."""
-        return self._rank
-
-    @property
-    def size(self) -> int:
-        """Number of agents on the board."""
-        return self._board.size
-
-    @property
-    def bytes_sent(self) -> int:
-        """Bytes that this agent would have sent over a network."""
-        return self._bytes_sent
-
-    @property
-    def seconds_syncing(self) -> float:
-        """Seconds spent in `run`: the last agent to come does the work of all."""
-        return self._seconds
+        self.bytes_sent = 0
+        self.seconds_syncing = 0.0
 
     def axis(self, name: str) -> "SimulatedCommunicator":
         """Return this communicator for "world"."""
@@ -138,14 +119,14 @@ class SimulatedCommunicator:
         """Park the generator until every agent has one, then drive all of them together."""
         start = time.perf_counter()
         try:
-            self._board.enter(self._rank, pending)
+            self._board.enter(self.rank, pending)
         finally:
-            self._seconds += time.perf_counter() - start
+            self.seconds_syncing += time.perf_counter() - start
 
     def _post(self, kind: str, tensor: Tensor, output: Tensor, whole: Tensor) -> Work:
         number, self._started = self._started, self._started + 1
-        self._bytes_sent += ring_bytes(kind, whole.numel() * whole.element_size(), self.size)
-        self._board.post(number, self._rank, _Post(kind, tensor, output))
+        self.bytes_sent += ring_bytes(kind, whole.numel() * whole.element_size(), self.size)
+        self._board.post(number, self.rank, _Post(kind, tensor, output))
         return _BoardWork(self._board, number)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SimulatedCommunicator":

@@ -54,15 +54,11 @@ class Agent:
         """Whether the outermost level fired after the last fast step."""
         return self.optimizer.stack.bound[-1].last == self.step > 0
 
-    def begin(self, step: int, factor: float) -> None:
+    def begin(self, step: int) -> None:
         """Prepare the first fast step of this process."""
         self.step = step
-        self._set_rates(factor)
-        stack = self.optimizer.stack
-        if step == 0:
-            stack.refresh()
-            if self.dynamics:
-                self.dynamics.begin(stack.buckets)
+        if step == 0 and self.dynamics:
+            self.dynamics.begin(self.optimizer.stack.buckets)
         data = self.config.data
         sampler = BatchSampler(
             samples=self.task.samples,

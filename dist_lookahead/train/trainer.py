@@ -90,7 +90,7 @@ class Trainer:
         begun = time.perf_counter()
         self._say_where_it_starts()
         for agent in self.agents:
-            agent.begin(self.step, value_at(self.rate_factor, self.step))
+            agent.begin(self.step)
         self._mark()
         try:
             with StopRequest(grace=self.config.checkpoint.grace, on_expire=self._too_late) as stop:

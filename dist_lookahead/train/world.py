@@ -21,12 +21,10 @@ class World:
     Attributes:
         communicators: one per agent that lives here: a single one under torchrun, all of them in a simulation.
         device: of this process.
-        processes: number of processes.
     """
 
     communicators: list[Communicator]
     device: torch.device
-    processes: int
 
     @property
     def agents(self) -> int:
@@ -51,22 +49,21 @@ def join_world(*, agents: int, device: str, timeout: float) -> Iterator[World]:
     Raises:
         ValueError: for simulated agents under torchrun, and for a device that is not there.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = _device(device)
     if "WORLD_SIZE" not in os.environ:
-        yield World(simulate(agents), chosen, 1)
+        yield World(simulate(agents), chosen)
         return
     if agents > 1:
         raise ValueError(
-            f"agents={agents} in {processes} processes: under torchrun every process is one agent. Leave `agents` "
-            "out of the run file, or start without torchrun to simulate them in one process"
+            f"agents={agents} in {os.environ['WORLD_SIZE']} processes: under torchrun every process is one agent. "
+            "Leave `agents` out of the run file, or start without torchrun to simulate them in one process"
         )
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(
         backend, timeout=timedelta(seconds=timeout), device_id=chosen if backend == "nccl" else None
     )
     try:
-        yield World([ProcessGroupCommunicator()], chosen, processes)
+        yield World([ProcessGroupCommunicator()], chosen)
     finally:
         dist.destroy_process_group()
 
