@@ -5,6 +5,7 @@ from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.failure import SyncError
 from dist_lookahead.level import Every, Level
+from dist_lookahead.mesh import Mesh
 from dist_lookahead.move import Copy, Pull
 from dist_lookahead.optimizer import DistributedLookahead
 from dist_lookahead.recipes import (
@@ -33,6 +34,7 @@ __all__ = [
     "Level",
     "LevelStack",
     "Linear",
+    "Mesh",
     "Piecewise",
     "Pull",
     "SyncError",

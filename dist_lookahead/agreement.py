@@ -67,7 +67,7 @@ def require_same_weights(communicator: Communicator, buckets: Iterable[Bucket], 
     wrong = (table != table[0]).any(dim=0).nonzero().flatten().tolist()
     if wrong:
         name = slots[wrong[0]][1].weight.name
-        checksums = who_says_what([f"{value:x}" for value in table[:, wrong[0]].tolist()])
+        checksums = who_says_what([f"{value:x}" for value in table[:, wrong[0]].tolist()], communicator.members)
         raise RuntimeError(
             f"{where}: agents hold different slow weights in {len(wrong)} of {len(slots)} parameters, "
             f"first {name!r} (checksums: {checksums}). They must start equal and do the same arithmetic: "

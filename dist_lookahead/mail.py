@@ -49,37 +49,46 @@ class Mail:
         row = [self.outgoing[field] % _LIMIT for field in FIELDS]
         tail.copy_(tail.new_tensor([0] * before + row + [0] * after))
 
-    def read(self, tail: Tensor) -> None:
-        """Take the table after the sum, and empty this agent's flag."""
+    def read(self, tail: Tensor, members: Sequence[int]) -> None:
+        """Take the table after a sum over some agents, the rows of others being empty."""
         numbers = [int(number) for number in tail.tolist()]
-        self.deliver({field: tuple(numbers[index :: len(FIELDS)]) for index, field in enumerate(FIELDS)})
+        self.deliver({field: tuple(numbers[index :: len(FIELDS)]) for index, field in enumerate(FIELDS)}, members)
 
     def read_own(self) -> None:
         """Take this agent's own row for the table of a single agent."""
-        self.deliver({field: (self.outgoing[field] % _LIMIT,) for field in FIELDS})
+        self.deliver({field: (self.outgoing[field] % _LIMIT,) for field in FIELDS}, members=(0,))
 
-    def deliver(self, table: dict[str, tuple[int, ...]]) -> None:
-        """Accept a table.
+    def deliver(self, table: dict[str, tuple[int, ...]], members: Sequence[int]) -> None:
+        """Accept the members' rows of a table.
+
+        A flag stays in its place until all agents hear of it in the same sync: they must act on it together.
 
         Raises:
             RuntimeError: where agents are not at the same point of the same training.
         """
-        self.received = table
-        self.outgoing["flag"] = 0
+        complete = len(members) == self._agents
+        self.received = table if complete else {**table, "flag": (0,) * self._agents}
+        if complete:
+            self.outgoing["flag"] = 0
         for field, complaint in _MUST_AGREE.items():
-            if len(set(table[field])) > 1:
-                raise RuntimeError(complaint.format(who_says_what(table[field])))
+            said = [table[field][member] for member in members]
+            if len(set(said)) > 1:
+                raise RuntimeError(complaint.format(who_says_what(said, members)))
 
 
-def who_says_what(values: Sequence[object]) -> str:
+def who_says_what(values: Sequence[object], members: Sequence[int] | None = None) -> str:
     """Group agents by what they say.
+
+    Args:
+        values: what each of them says.
+        members: their numbers; 0, 1, .. by default.
 
     Example:
         >>> who_says_what([3, 3, 5])
         '3 on agents [0, 1]; 5 on agents [2]'
     """
     agents: dict[object, list[int]] = {}
-    for agent, value in enumerate(values):
+    for agent, value in zip(members or range(len(values)), values, strict=True):
         agents.setdefault(value, []).append(agent)
     return "; ".join(f"{value} on agents {who}" for value, who in agents.items())
 

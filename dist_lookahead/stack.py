@@ -156,7 +156,7 @@ class LevelStack:
             yield from self._settle_buffers(bound)
         if bound.mixer.communicates and self._checks(bound):
             where = f"levels[{bound.index}] after fast step {self.clock}"
-            yield from require_same_weights(self.communicator, self.buckets, where)
+            yield from require_same_weights(bound.mixer.group, self.buckets, where)
         self._observe("after", bound)
 
     def _settle_below(self, bound: BoundLevel) -> Pending:
@@ -169,7 +169,7 @@ class LevelStack:
         if choice == "reset":
             self.fast_buffers.reset()
         elif choice == "average" and bound.mixer.communicates:
-            yield from self.fast_buffers.average(self.communicator, self.buckets)
+            yield from self.fast_buffers.average(bound.mixer.group, self.buckets)
 
     def _settle_buffers(self, bound: BoundLevel) -> Pending:
         if bound.mixer.communicates and self.average_buffers:
@@ -193,7 +193,7 @@ class LevelStack:
 
     def _read_mail(self, bound: BoundLevel) -> None:
         if bound.mixer.communicates:
-            self.mail.read(self.buckets[0].tail)
+            self.mail.read(self.buckets[0].tail, bound.mixer.group.members)
         elif self.communicator.size == 1:
             self.mail.read_own()
         else:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import SGD
 
 from dist_lookahead import DistributedLookahead, Level, simulate
+from dist_lookahead.mesh import Mesh
 from dist_lookahead.schedule import Scheduled, value_at
 
 FIVE_SIGMA = 5.0  # false alarm in one of 1.7 million Gaussian comparisons; the seeds are fixed besides
@@ -26,6 +27,7 @@ def measured(
     start: float = 0.0,
     momentum: float = 0.0,
     nesterov: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the package itself, a repetition in each weight; return x (T, n, R) and agent 0's slow weights (T, R).
 
@@ -35,7 +37,7 @@ def measured(
     weights = [torch.nn.Parameter(torch.full((repetitions,), start, dtype=torch.float64)) for _ in range(agents)]
     optimizers = [
         DistributedLookahead(SGD([w], lr=0.1, momentum=momentum, nesterov=nesterov), levels, communicator=end)
-        for w, end in zip(weights, simulate(agents), strict=True)
+        for w, end in zip(weights, simulate(mesh or agents), strict=True)
     ]
     fast, slow = [], []
     for step in range(steps + 1):

@@ -21,15 +21,16 @@ from dist_lookahead import (
     simulate,
     theory,
 )
+from dist_lookahead.mesh import Mesh, as_mesh
 from dist_lookahead.schedule import Scheduled
 
 
 class Crowd:
     """n agents trained by the package, whose whole state can be read and overwritten: X (D, S)."""
 
-    def __init__(self, levels: Sequence[Level], start: Tensor, agents: int) -> None:
+    def __init__(self, levels: Sequence[Level], start: Tensor, agents: int | Mesh) -> None:
         self.names = theory.columns(levels, agents)
-        self.weights = [nn.Parameter(start.clone()) for _ in range(agents)]
+        self.weights = [nn.Parameter(start.clone()) for _ in range(as_mesh(agents).size)]
         self.optimizers = [
             DistributedLookahead(torch.optim.SGD([w], lr=1.0), levels, communicator=end)
             for w, end in zip(self.weights, simulate(agents), strict=True)
@@ -67,21 +68,24 @@ class Crowd:
         parts = [(bound.slow if letter == "z" else bound.momentum)[0] for bound in bounds]
         size = len(self.weights[0])
         if bounds[0].mixer.shards > 1:
-            return torch.cat(parts)[:size]
+            members = bounds[0].mixer.group.members  # a group's agents have its parts, other groups the same ones again
+            return torch.cat([part for agent, part in zip(agents, parts, strict=True) if agent in members])[:size]
         assert all(torch.equal(part[:size], parts[0][:size]) for part in parts), f"agents differ in {name}"
         return parts[0][:size].clone()
 
     def _place(self, name: str) -> tuple[str, int, list[int]]:
         """The letter of a column, its level (0 for x), and the agents that hold it."""
-        letter, (index, _, agent) = name[0], name[1:].partition("@")
+        letter, (index, _, agents) = name[0], name[1:].partition("@")
         if letter == "x":
             return letter, 0, [int(index)]
-        return letter, int(index), [int(agent)] if agent else list(range(len(self.weights)))
+        return letter, int(index), [int(a) for a in agents.split(",")] if agents else list(range(len(self.weights)))
 
 
-def trajectory(levels: Sequence[Level], problem: Problem, rates: Sequence[float]) -> tuple[Tensor, Tensor]:
+def trajectory(
+    levels: Sequence[Level], problem: Problem, rates: Sequence[float], mesh: Mesh | None = None
+) -> tuple[Tensor, Tensor]:
     """The states X_0 .. X_K (K + 1, D, S) of a real run, and its gradients (K, D, n)."""
-    crowd = Crowd(levels, problem.start, problem.agents)
+    crowd = Crowd(levels, problem.start, mesh or problem.agents)
     states, all_gradients = [crowd.read()], []
     for k, rate in enumerate(rates):
         gradients = gradients_at(states[-1], problem, k)
@@ -120,3 +124,20 @@ def stacks(draw: st.DrawFn, *, schedules: bool = True) -> list[Level]:
         when = Every(Piecewise((1, tau, 2), (3, 11)) if schedules and draw(st.booleans()) else tau)
         levels.append(Level(when, mix, move, draw(st.sampled_from(("keep", "reset")))))
     return levels
+
+
+AXES = ("node", "local")
+
+
+@st.composite
+def meshed_stacks(draw: st.DrawFn) -> tuple[list[Level], Mesh]:
+    """2 or 3 levels over the axes of a mesh, and the mesh."""
+    shape = draw(st.tuples(st.integers(1, 2), st.integers(1, 3)))
+    levels, tau = [], 1
+    for _ in range(draw(st.integers(2, 3))):
+        tau *= draw(st.integers(1, 3))
+        axis = draw(st.sampled_from([None, *AXES, "world"]))
+        move = draw(moves(may_copy=axis is not None, schedules=False))
+        mix = Exact(axis, shard=move.keeps_slow_weights and draw(st.booleans())) if axis else Alone()
+        levels.append(Level(Every(tau), mix, move, draw(st.sampled_from(("keep", "reset")))))
+    return levels, Mesh(shape, AXES)

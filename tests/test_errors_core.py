@@ -79,7 +79,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: DistributedLookahead(nn.Linear(1, 1), lookahead()), r"inner=Linear: give a plain torch optimizer"),  # pyright: ignore[reportArgumentType] - refused
     (lambda: optimizer(weight(dtype=torch.complex64)), r"has dtype torch.complex64, which cannot be averaged: use"),
     (lambda: optimizer(weight().requires_grad_(False)), r"the optimizer has no trainable parameters"),
-    (lambda: simulate(0), r"simulate\(agents=0\): at least 1 agent is needed"),
+    (lambda: simulate(0), r"agents=0: at least 1 agent is needed"),
     (lambda: from_plain({"puul": {"alpha": 1}}), r"level.puul is unknown; did you mean 'pull'\?"),
     (lambda: from_plain({"every": {"tau": 0}}, "levels[1].when"), r"levels\[1\].when.every: Every.tau=0 must be"),
     (lambda: from_plain({"pull": 3}), r"level.pull=3 must be a mapping of alpha, beta, nesterov, follow_lr"),

@@ -18,14 +18,15 @@ FILES = sorted(ROOT.rglob("*.py"))
 MAY_IMPORT = {
     "schedule": set(),
     "bucket": set(),
-    "comm": set(),
-    "averaging": {"comm"},
+    "mesh": set(),
+    "comm": {"mesh"},
+    "averaging": {"comm", "mesh"},
     "move": {"schedule"},
     "level": {"averaging", "move", "schedule"},
     "recipes": {"averaging", "level", "move", "schedule"},
     "notation": {"averaging", "level", "move", "schedule"},
     "tasks": set(),
-    "theory": {"averaging", "level", "move", "notation", "schedule"},  # descriptions, never tensors or processes
+    "theory": {"averaging", "level", "mesh", "move", "notation", "schedule"},  # never processes
 }
 MAY_BE_DISTRIBUTED = ("comm.process_group", "train")
 

@@ -314,7 +314,7 @@ def test_wrong_arguments_are_named() -> None:
         theory.level_matrix(local_sgd(), 1, 2)
     with pytest.raises(ValueError, match="rates has 2 learning rates for 3 fast steps"):
         theory.mixing_matrix(slowmo(), 2, 3, rates=[0.1, 0.1])
-    with pytest.raises(ValueError, match=r"levels\[0\]\.mix\.axis='island' is unknown here: use the axis 'world'"):
+    with pytest.raises(ValueError, match=r"levels\[0\]\.mix: axis 'island' does not exist; allowed: world"):
         theory.columns([Level(Every(2), Exact(axis="island"), Copy())], 2)
     with pytest.raises(ValueError, match="give at least one Level"):
         theory.columns([], 2)

@@ -4,6 +4,8 @@ Its exact covariance comes from the optimizer's responses to single unit noises,
 kind of stack and fast momentum; sampled noise, for the whole chain once more, within five sigma.
 """
 
+from typing import Literal
+
 import pytest
 import torch
 from linear_runs import assert_same, assert_sampled, measured
@@ -26,6 +28,7 @@ from dist_lookahead import (
     slowmo,
     snoo,
 )
+from dist_lookahead.mesh import Mesh
 from dist_lookahead.theory import closed_forms
 from dist_lookahead.theory.quadratic_oracle import noisy_quadratic, stability_limit, stationary
 from dist_lookahead.theory.trajectory import Weights
@@ -81,6 +84,26 @@ def test_covariance_is_that_of_the_real_optimizer(stack: str, fast: str) -> None
     assert_same(run.fast.variance[..., 0], (x**2).sum(dim=-1), 1e-12)
     assert_same(run.average.variance[..., 0], (x.mean(dim=1) ** 2).sum(dim=-1), 1e-12)
     assert_same(run.slow.variance[..., 0], (z**2).sum(dim=-1), 1e-12)
+
+
+@pytest.mark.parametrize("fast_buffers", ["keep", "average"])
+def test_covariance_over_the_axes_of_a_mesh_is_that_of_the_real_optimizer(
+    fast_buffers: Literal["keep", "average"],
+) -> None:
+    """Symmetry does not help here: agents of a node are closer to each other than to others."""
+    levels = [
+        Level(Every(2), Exact("local"), Copy(), fast_buffers),
+        Level(Every(4), Exact("node"), Pull(0.8, 0.3), fast_buffers),
+    ]
+    mesh, steps = Mesh((2, 3), ("node", "local")), 11
+    single = torch.eye(steps * 6, dtype=torch.float64).view(steps, 6, -1)
+    x, z = measured(levels, torch.full((6,), 0.9, dtype=torch.float64), single, lr=0.4, momentum=0.5, mesh=mesh)
+    run = noisy_quadratic(levels, curvature=0.9, noise=1.0, lr=0.4, agents=mesh, steps=steps, momentum=0.5)
+    assert_same(run.fast.variance[..., 0], (x**2).sum(dim=-1), 1e-12)
+    assert_same(run.average.variance[..., 0], (x.mean(dim=1) ** 2).sum(dim=-1), 1e-12)
+    assert_same(run.slow.variance[..., 0], (z**2).sum(dim=-1), 1e-12)
+    assert (x[6, 0] == x[6, 2]).all()
+    assert (x[6, 0] != x[6, 3]).any()
 
 
 @pytest.mark.parametrize("fast", FAST)

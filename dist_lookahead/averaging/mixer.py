@@ -1,7 +1,9 @@
 """Mixers: how the fast weights of a level's agents come together.
 
-A level's `mix` is a description (`Alone()`, `Exact("world")`). Bound to a communicator it becomes a `Mixer`, which
-works on flat tensors in two halves, with the slow step between them:
+A level's `mix` is a description (`Alone()`, `Exact("world")`). For n agents it has weights W: agent j's average is
+sum_i W_ij x_i, a different W in each of `period` turns where it changes from sync to sync. That is all that the theory
+knows of it. Bound to a communicator it becomes a `Mixer`, which works on flat tensors in two halves, with the slow step
+between them:
 
     collect      afterwards the owned part of each tensor holds the sum over `agents` agents
     distribute   afterwards each whole tensor holds what the owners have made of it
@@ -11,13 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dist_lookahead.comm.communicator import Communicator, Pending
+from dist_lookahead.mesh import Mesh
 
 
 class Mixer(Protocol):
     """A level's way to average, bound to a communicator."""
+
+    @property
+    def group(self) -> Communicator:
+        """This agent's end of the group that it averages with."""
+        ...
 
     @property
     def agents(self) -> int:
@@ -66,9 +75,18 @@ class Alone:
         """Whether the slow state is split over the agents."""
         return False
 
+    @property
+    def period(self) -> int:
+        """Number of different turns."""
+        return 1
+
+    def weights(self, mesh: Mesh, turn: int = 0) -> Tensor:
+        """Return the averaging weights W (n, n), float64: the identity."""
+        return torch.eye(mesh.size, dtype=torch.float64)
+
     def bind(self, communicator: Communicator) -> Mixer:
         """Return the mixer of an agent that listens to itself only."""
-        return _Own()
+        return _Own(communicator)
 
 
 class _Own:
@@ -77,6 +95,9 @@ class _Own:
     agents = 1
     communicates = False
     shards = 1
+
+    def __init__(self, communicator: Communicator) -> None:
+        self.group = communicator
 
     def owned(self, length: int) -> slice:
         return slice(0, length)

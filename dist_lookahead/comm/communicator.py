@@ -54,6 +54,11 @@ class Communicator(Protocol):
         ...
 
     @property
+    def members(self) -> tuple[int, ...]:
+        """Ranks of the group's agents in the whole world, in order."""
+        ...
+
+    @property
     def bytes_sent(self) -> int:
         """Bytes that this agent has sent so far, as `ring_bytes` counts them."""
         ...

@@ -29,6 +29,7 @@ class ProcessGroupCommunicator:
             raise ValueError("no process group: call torch.distributed.init_process_group first, or use torchrun")
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self.members = tuple(range(self.size))
         self.bytes_sent = 0
         self.seconds_syncing = 0.0
         self._generation = self._agree_on_generation()

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from dist_lookahead.comm.communicator import Communicator, Pending, Work, ring_bytes
+from dist_lookahead.mesh import WORLD, Mesh, as_mesh
 
 
-def simulate(agents: int) -> list[Communicator]:
-    """Return the communicators of `agents` simulated agents, one for each optimizer.
+def simulate(agents: int | Mesh) -> list[Communicator]:
+    """Return the communicators of simulated agents, one for each optimizer.
 
     Step the agents in turn. What an agent has to communicate waits until every other agent has come to the same
     point, and then happens for all of them at once; an agent that runs ahead gets an error, never a deadlock.
 
     Args:
-        agents: number of agents, >= 1.
+        agents: number of agents, >= 1, or a mesh of agents with named axes to average along.
 
     Example:
         >>> from dist_lookahead import DistributedLookahead, local_sgd
@@ -32,10 +33,9 @@ def simulate(agents: int) -> list[Communicator]:
         >>> [w.item() for w in weights]
         [-2.0, -2.0]
     """
-    if agents < 1:
-        raise ValueError(f"simulate(agents={agents}): at least 1 agent is needed")
-    board = _Board(agents)
-    return [SimulatedCommunicator(board, rank) for rank in range(agents)]
+    mesh = as_mesh(agents)
+    boards: dict[tuple[int, ...], _Board] = {}
+    return [SimulatedCommunicator(boards, mesh, rank) for rank in range(mesh.size)]
 
 
 @dataclass
@@ -83,21 +83,39 @@ class _Board:
 
 
 class SimulatedCommunicator:
-    """One agent's end of a board in memory; alone on its board it is the communicator of a single process."""
+    """One agent's end of a board in memory; alone on its board it is the communicator of a single process.
 
-    def __init__(self, board: _Board, rank: int) -> None:
-        self._board = board
-        self.rank = rank
-        self.size = board.size
+    Args:
+        boards: the boards of all groups of agents, by their ranks; those that are missing are set up.
+        mesh: of all agents.
+        rank: this agent's number in the mesh.
+        axis: along which its group lies.
+        world: this agent's end of the group of all, for a smaller one.
+    """
+
+    def __init__(
+        self,
+        boards: dict[tuple[int, ...], _Board],
+        mesh: Mesh,
+        rank: int,
+        axis: str = WORLD,
+        world: "SimulatedCommunicator | None" = None,
+    ) -> None:
+        self.members = mesh.group(axis, rank)
+        self.rank, self.size = self.members.index(rank), len(self.members)
+        self._boards, self._mesh, self._world = boards, mesh, world or self
+        self._board = boards.setdefault(self.members, _Board(self.size))
+        self._axes: dict[str, SimulatedCommunicator] = {axis: self}
         self._started = 0
         self.bytes_sent = 0
         self.seconds_syncing = 0.0
 
     def axis(self, name: str) -> "SimulatedCommunicator":
-        """Return this communicator for "world"."""
-        if name != "world":
-            raise ValueError(f"axis {name!r} does not exist: simulated agents have the axis 'world' only")
-        return self
+        """Return this agent's end of its group along an axis of the mesh."""
+        world = self._world
+        if name not in world._axes:
+            world._axes[name] = SimulatedCommunicator(self._boards, self._mesh, world.rank, name, world)
+        return world._axes[name]
 
     def all_reduce(self, tensor: Tensor) -> Work:
         """Start to sum `tensor` over the agents, in place."""
@@ -116,16 +134,16 @@ class SimulatedCommunicator:
         return self._post("broadcast", tensor, tensor, tensor)
 
     def run(self, pending: Pending) -> None:
-        """Park the generator until every agent has one, then drive all of them together."""
-        start = time.perf_counter()
+        """Park the generator until every agent of the world has one, then drive all of them together."""
+        start, world = time.perf_counter(), self._world
         try:
-            self._board.enter(self.rank, pending)
+            world._board.enter(world.rank, pending)
         finally:
-            self.seconds_syncing += time.perf_counter() - start
+            world.seconds_syncing += time.perf_counter() - start
 
     def _post(self, kind: str, tensor: Tensor, output: Tensor, whole: Tensor) -> Work:
         number, self._started = self._started, self._started + 1
-        self.bytes_sent += ring_bytes(kind, whole.numel() * whole.element_size(), self.size)
+        self._world.bytes_sent += ring_bytes(kind, whole.numel() * whole.element_size(), self.size)
         self._board.post(number, self.rank, _Post(kind, tensor, output))
         return _BoardWork(self._board, number)
 

@@ -14,11 +14,13 @@ class Firing:
         index: of the level, 0 innermost.
         step: fast steps done; schedules of alpha and beta are asked with it.
         ratio: factor on the slow momentum, gamma_t / gamma_prev where it follows the fast learning rate, else 1.
+        turn: how often the level has fired before, for averages that change from sync to sync.
     """
 
     index: int
     step: int
     ratio: float = 1.0
+    turn: int = 0
 
 
 def firings(
@@ -43,14 +45,15 @@ def firings(
     if rates is not None and len(rates) < steps:
         raise ValueError(f"rates has {len(rates)} learning rates for {steps} fast steps: give one for each step")
     due = [level.when.after(0) for level in levels]
-    previous = [0.0] * len(levels)
+    previous, turns = [0.0] * len(levels), [0] * len(levels)
     for step in range(1, steps + 1):
         fired = []
         for index, level in enumerate(levels):
             if step < due[index]:
                 break
             gamma = rates[step - 1] if rates is not None and level.move.follow_lr else 1.0
-            fired.append(Firing(index, step, gamma / (previous[index] or gamma or 1.0)))
+            fired.append(Firing(index, step, gamma / (previous[index] or gamma or 1.0), turns[index]))
             previous[index] = gamma or previous[index]
+            turns[index] += 1
             due[index] = level.when.after(step)
         yield tuple(fired)

@@ -5,7 +5,7 @@ each agent where the fast optimizer has momentum. A fast step and a sync are
 
     s <- F s + E (mu + xi),   xi_i ~ N(0, sigma_i^2) fresh,        s <- T s,   T = diag(P_k^T, U_k),
 
-where U_k is the identity, 0 or 1 1^T / n as the levels that fire keep, reset or average the fast buffers. So
+where U_k is the identity, 0 or W^T as the levels that fire keep, reset or average the fast buffers. So
 
     m <- T (F m + E mu),      C <- T (F C F^T + E diag(sigma^2) E^T) T^T.
 
@@ -19,7 +19,10 @@ import torch
 from torch import Tensor
 
 from dist_lookahead.level import Level
-from dist_lookahead.theory.mixing import Firing, columns, firings, mixing_matrices
+from dist_lookahead.mesh import Mesh
+from dist_lookahead.theory.calendar import Firing, firings
+from dist_lookahead.theory.layout import Layout, layout_of
+from dist_lookahead.theory.mixing import product
 
 DOUBLINGS = 64  # of the number of rounds: contraction 1 - 1e-12 has vanished long before
 VANISHED = 1e-40
@@ -33,6 +36,7 @@ class Quadratics:
         curvature: (p, d), a.
         noise: (p, d), sigma.
         offsets: (p, d), mu, each agent's minimiser.
+        mesh: of the p agents.
         momentum: of the fast optimizer; its buffer is in units of gradients, as torch's.
         nesterov: whether that momentum is Nesterov's.
     """
@@ -40,13 +44,14 @@ class Quadratics:
     curvature: Tensor
     noise: Tensor
     offsets: Tensor
+    mesh: Mesh
     momentum: float = 0.0
     nesterov: bool = False
 
     @property
     def agents(self) -> int:
         """Number p of agents in the state."""
-        return self.curvature.shape[0]
+        return self.mesh.size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +72,8 @@ class FastStep:
 
 def at_rest(levels: Sequence[Level], quadratics: Quadratics, start: Tensor) -> Moments:
     """Return the moments before the first step: all weights at `start` (d,), no momentum, no doubt."""
-    weights = torch.tensor([not name.startswith("v") for name in columns(levels, quadratics.agents)])
-    size = _size(levels, quadratics)
+    layout = layout_of(levels, quadratics.mesh)
+    weights, size = layout.mask(), _size(layout, quadratics)
     mean = torch.zeros(len(start), size, dtype=torch.float64)
     mean[:, : len(weights)] = start[:, None] * weights
     return Moments(mean=mean, covariance=torch.zeros(len(start), size, size, dtype=torch.float64))
@@ -93,13 +98,14 @@ def unroll(
 
 def round_map(levels: Sequence[Level], quadratics: Quadratics, lr: float, steps: int) -> Tensor:
     """Return the linear map of the state over the first `steps` fast steps, (d, S', S')."""
-    size = _size(levels, quadratics)
-    whole = torch.eye(size, dtype=torch.float64).expand(quadratics.curvature.shape[1], size, size)
-    for step, sync in _maps(levels, quadratics, [lr] * steps):
-        whole = step.F @ whole
-        if sync is not None:
-            whole = sync @ whole
-    return whole
+    layout = layout_of(levels, quadratics.mesh)
+    F = _fast_step(quadratics, _size(layout, quadratics), lr).F
+    whole, last = torch.eye(F.shape[-1], dtype=torch.float64).expand_as(F), 0
+    for step, fired in enumerate(firings(levels, steps), start=1):
+        if fired:  # long rounds are no more work than short ones
+            whole = _sync(layout, quadratics, fired) @ torch.linalg.matrix_power(F, step - last) @ whole
+            last = step
+    return torch.linalg.matrix_power(F, steps - last) @ whole
 
 
 def spectral_radius(maps: Tensor) -> Tensor:
@@ -131,21 +137,20 @@ def fixed_point(whole: Tensor, fresh: Moments) -> Moments:
     return Moments(mean=mean, covariance=covariance)
 
 
-def _size(levels: Sequence[Level], quadratics: Quadratics) -> int:
-    return len(columns(levels, quadratics.agents)) + (quadratics.agents if quadratics.momentum else 0)
+def _size(layout: Layout, quadratics: Quadratics) -> int:
+    return len(layout.names) + (quadratics.agents if quadratics.momentum else 0)
 
 
 def _maps(
     levels: Sequence[Level], quadratics: Quadratics, rates: Sequence[float]
 ) -> Iterator[tuple[FastStep, Tensor | None]]:
     """Yield each fast step, and the sync T after it, None where no level fires."""
-    size, steps = _size(levels, quadratics), len(rates)
-    mixing = mixing_matrices(levels, quadratics.agents, steps, rates=rates)
+    layout = layout_of(levels, quadratics.mesh)
     step, last = None, None
-    for rate, P, fired in zip(rates, mixing, firings(levels, steps), strict=True):
+    for rate, fired in zip(rates, firings(levels, len(rates), rates=rates), strict=True):
         if step is None or rate != last:
-            step, last = _fast_step(quadratics, size, rate), rate
-        yield step, _sync(levels, quadratics, P, fired) if fired else None
+            step, last = _fast_step(quadratics, _size(layout, quadratics), rate), rate
+        yield step, _sync(layout, quadratics, fired) if fired else None
 
 
 def _fast_step(quadratics: Quadratics, size: int, lr: float) -> FastStep:
@@ -166,16 +171,17 @@ def _fast_step(quadratics: Quadratics, size: int, lr: float) -> FastStep:
     return FastStep(F=F, E=E)
 
 
-def _sync(levels: Sequence[Level], quadratics: Quadratics, P: Tensor, fired: Sequence[Firing]) -> Tensor:
+def _sync(layout: Layout, quadratics: Quadratics, fired: Sequence[Firing]) -> Tensor:
+    P = product(layout, fired)
     if not quadratics.momentum:
         return P.T
-    agents = quadratics.agents
-    buffers = torch.eye(agents, dtype=torch.float64)
-    for level in (levels[firing.index] for firing in fired):
+    buffers = torch.eye(quadratics.agents, dtype=torch.float64)
+    for firing in fired:
+        level = layout.levels[firing.index]
         if level.fast_buffers == "reset":
             buffers = torch.zeros_like(buffers)
         elif level.fast_buffers == "average":
-            buffers = buffers.mean(dim=0).expand(agents, agents)
+            buffers = layout.averages[firing.index][firing.turn % level.mix.period].T @ buffers
     return torch.block_diag(P.T, buffers)
 
 

@@ -8,8 +8,9 @@ x_i are the fast weights of agent i, z and v the slow weights and the slow momen
 the agents' gradients in the columns of x and zeros elsewhere. After fast step k the levels that are due fire, and P_k
 is the product of their matrices: every new column is a combination of old ones, with the weights in a column of P_k.
 
-A level that averages has one z and one v, the same on all agents, and so has each level above it, which is fed with
-that average on every agent. Below the first average each agent is for itself: one z and one v for each agent.
+Agents that always hold the same z share its column. Below the first average each agent is for itself: one z and one v
+for each agent. A level that averages over all agents has one z and one v, and so has each level above it; one that
+averages along an axis of a mesh has one for each group (`layout`).
 
 The weights of the columns of x and z sum to 1 in each new x and z, and to 0 in each new v: 1^T P = 1^T without slow
 momentum. With agents as columns, multiplied from the right, this "column stochastic" says that new weights are
@@ -22,30 +23,30 @@ for n agents and any stack of levels.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from dist_lookahead.averaging.exact import Exact
-from dist_lookahead.level import Level, check_levels
+from dist_lookahead.level import Level
+from dist_lookahead.mesh import Mesh
 from dist_lookahead.move import Pull
 from dist_lookahead.theory.calendar import Firing, firings
+from dist_lookahead.theory.layout import Layout, layout_of
 
 ROUNDING = 1e-9  # what P a may differ from a, for weights a of order 1
 
 
-def columns(levels: Sequence[Level], agents: int) -> tuple[str, ...]:
+def columns(levels: Sequence[Level], agents: int | Mesh) -> tuple[str, ...]:
     """Return the names of the state's S columns.
 
     Args:
         levels: innermost first.
-        agents: n >= 1.
+        agents: n >= 1, or a mesh of agents.
 
     Returns:
         "x0" .. for the agents' fast weights, then for each level "z0" and "v0" with the level's index; where agents
-        are for themselves "z0@0", "z0@1", .. "v0@0", .. with the agent's number.
+        are for themselves "z0@0", "z0@1", .. "v0@0", .. with the agent's number, or with those of a group that shares.
 
     Example:
         >>> from dist_lookahead import lookahead, slowmo
@@ -54,10 +55,12 @@ def columns(levels: Sequence[Level], agents: int) -> tuple[str, ...]:
         >>> columns(lookahead(), agents=2)
         ('x0', 'x1', 'z0@0', 'z0@1')
     """
-    return _layout(levels, agents).names
+    return layout_of(levels, agents).names
 
 
-def level_matrix(levels: Sequence[Level], index: int, agents: int, *, step: int = 0, ratio: float = 1.0) -> Tensor:
+def level_matrix(
+    levels: Sequence[Level], index: int, agents: int | Mesh, *, step: int = 0, ratio: float = 1.0
+) -> Tensor:
     """Return the matrix of one level's firing, (S, S) in float64.
 
     With the mean over the agents (the agent's own column for a level that is `Alone`) as m:
@@ -82,7 +85,7 @@ def level_matrix(levels: Sequence[Level], index: int, agents: int, *, step: int 
     Args:
         levels: innermost first.
         index: of the level that fires.
-        agents: n >= 1.
+        agents: n >= 1, or a mesh of agents.
         step: fast steps done, for schedules of alpha and beta.
         ratio: gamma_t / gamma_prev, for a level with follow_lr.
 
@@ -96,18 +99,20 @@ def level_matrix(levels: Sequence[Level], index: int, agents: int, *, step: int 
     Reference: Wang, Tantia, Ballas and Rabbat, ICASSP 2020, eq. 4 (n = 1); arXiv 1910.00643, Algorithm 1;
     arXiv 2311.08105, Algorithm 1; arXiv 2110.14254 (nested).
     """
-    layout = _layout(levels, agents)
+    layout = layout_of(levels, agents)
     if not 0 <= index < len(levels):
         raise ValueError(f"index={index} must be that of one of {len(levels)} levels: 0 to {len(levels) - 1}")
-    return _product(layout, [Firing(index, step, ratio)])
+    return product(layout, [Firing(index, step, ratio)])
 
 
-def mixing_matrix(levels: Sequence[Level], agents: int, step: int, *, rates: Sequence[float] | None = None) -> Tensor:
+def mixing_matrix(
+    levels: Sequence[Level], agents: int | Mesh, step: int, *, rates: Sequence[float] | None = None
+) -> Tensor:
     """Return P_k, (S, S) in float64: what all levels that fire after fast step k do, the identity where none does.
 
     Args:
         levels: innermost first.
-        agents: n >= 1.
+        agents: n >= 1, or a mesh of agents.
         step: k, counted from 1.
         rates: fast learning rates of steps 1 .. k, which slow momentum with follow_lr depends on; None for a
             constant one.
@@ -123,17 +128,17 @@ def mixing_matrix(levels: Sequence[Level], agents: int, step: int, *, rates: Seq
     if step < 1:
         raise ValueError(f"step={step} must be at least 1: the first fast step is step 1")
     (fired,) = deque(firings(levels, step, rates=rates), maxlen=1)
-    return _product(_layout(levels, agents), fired)
+    return product(layout_of(levels, agents), fired)
 
 
 def mixing_matrices(
-    levels: Sequence[Level], agents: int, steps: int, *, rates: Sequence[float] | None = None
+    levels: Sequence[Level], agents: int | Mesh, steps: int, *, rates: Sequence[float] | None = None
 ) -> Iterator[Tensor]:
     """Yield P_1 .. P_steps, each (S, S): what `mixing_matrix` returns, in one pass.
 
     Args:
         levels: innermost first.
-        agents: n >= 1.
+        agents: n >= 1, or a mesh of agents.
         steps: number of fast steps.
         rates: fast learning rates of the steps; None for a constant one.
 
@@ -142,9 +147,9 @@ def mixing_matrices(
         >>> [P.trace().item() for P in mixing_matrices(local_sgd(tau=2), agents=4, steps=4)]
         [4.0, 1.0, 4.0, 1.0]
     """
-    layout = _layout(levels, agents)
+    layout = layout_of(levels, agents)
     for fired in firings(levels, steps, rates=rates):
-        yield _product(layout, fired)
+        yield product(layout, fired)
 
 
 def spectrum(P: Tensor) -> Tensor:
@@ -159,7 +164,7 @@ def spectrum(P: Tensor) -> Tensor:
     return eigenvalues[eigenvalues.abs().argsort(descending=True, stable=True)]
 
 
-def fixed_vector(levels: Sequence[Level], agents: int) -> Tensor:
+def fixed_vector(levels: Sequence[Level], agents: int | Mesh) -> Tensor:
     """Return the weights a with P_k a = a for every k, (S,) in float64; those of the x and z sum to 1.
 
     Therefore y_k = X_k a is changed by gradients only, never by a sync: y_{k+1} = y_k - gamma_k G_k a. In closed form
@@ -176,7 +181,7 @@ def fixed_vector(levels: Sequence[Level], agents: int) -> Tensor:
 
     Args:
         levels: innermost first, with constant alpha and beta.
-        agents: n >= 1.
+        agents: n >= 1, or a mesh of agents.
 
     Raises:
         ValueError: for a schedule of alpha or beta; and where there is no such vector, which is so where a level
@@ -189,11 +194,11 @@ def fixed_vector(levels: Sequence[Level], agents: int) -> Tensor:
 
     Reference: Wang, Tantia, Ballas and Rabbat, ICASSP 2020, P_k a = a and y_k = X_k a for n = 1 without momentum.
     """
-    layout = _layout(levels, agents)
+    layout = layout_of(levels, agents)
     _require_constants(levels)
-    kinds = torch.stack([_product(layout, [Firing(m, 0) for m in range(top + 1)]) for top in _outermost_fired(levels)])
+    kinds = torch.stack([product(layout, [Firing(m, 0) for m in range(top + 1)]) for top in _outermost_fired(levels)])
     must_stay = (kinds - _identity(layout)).flatten(0, 1)
-    equations = torch.cat((must_stay, layout.weights()[None]))
+    equations = torch.cat((must_stay, layout.mask()[None]))
     right = torch.zeros(len(equations), 1, dtype=torch.float64)
     right[-1] = 1.0
     # The shortest of all solutions: the one that is the same for all agents.
@@ -207,7 +212,7 @@ def fixed_vector(levels: Sequence[Level], agents: int) -> Tensor:
     return a.squeeze(1)
 
 
-def effective_lr(levels: Sequence[Level], agents: int) -> float:
+def effective_lr(levels: Sequence[Level], agents: int | Mesh) -> float:
     """Return the factor on gamma with which y = X a moves: y_{k+1} = y_k - factor gamma_k mean_i g_i.
 
     It is the product of alpha / (1 - beta) over all levels, with 1 for `Copy`: alpha for Lookahead,
@@ -215,7 +220,7 @@ def effective_lr(levels: Sequence[Level], agents: int) -> float:
 
     Args:
         levels: innermost first, with constant alpha and beta.
-        agents: n >= 1.
+        agents: n >= 1, or a mesh of agents.
 
     Raises:
         ValueError: where `fixed_vector` does.
@@ -227,74 +232,51 @@ def effective_lr(levels: Sequence[Level], agents: int) -> float:
 
     Reference: Wang, Tantia, Ballas and Rabbat, ICASSP 2020, for n = 1 without momentum: alpha.
     """
-    return float(fixed_vector(levels, agents)[:agents].sum())
+    layout = layout_of(levels, agents)
+    return float(fixed_vector(levels, agents)[layout.fast].sum())
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Where the columns of a stack are; the slices of a level are empty where it keeps no z or no v."""
-
-    levels: tuple[Level, ...]
-    names: tuple[str, ...]
-    fast: slice
-    slow: tuple[slice, ...]
-    momentum: tuple[slice, ...]
-
-    def weights(self) -> Tensor:
-        """Return 1 for each x and z and 0 for each v, (S,)."""
-        return torch.tensor([not name.startswith("v") for name in self.names], dtype=torch.float64)
-
-
-def _layout(levels: Sequence[Level], agents: int) -> _Layout:
-    levels = check_levels(levels)
-    if agents < 1:
-        raise ValueError(f"agents={agents}: at least 1 agent is needed")
-    _require_world(levels)
-    names = [f"x{agent}" for agent in range(agents)]
-    slow, momentum = [], []
-    for index, level in enumerate(levels):
-        alike = agents == 1 or any(lower.mix.communicates for lower in levels[: index + 1])
-        endings = [""] if alike else [f"@{agent}" for agent in range(agents)]
-        for letter, kept, places in (
-            ("z", level.move.keeps_slow_weights, slow),
-            ("v", level.move.keeps_momentum, momentum),
-        ):
-            start = len(names)
-            names += [f"{letter}{index}{ending}" for ending in endings if kept]
-            places.append(slice(start, len(names)))
-    return _Layout(levels, tuple(names), slice(0, agents), tuple(slow), tuple(momentum))
-
-
-def _fire(layout: _Layout, state: Tensor, firing: Firing) -> Tensor:
-    """Return the state X, (.., S), after a level has fired."""
-    level = layout.levels[firing.index]
-    own_z, own_v = layout.slow[firing.index], layout.momentum[firing.index]
+def _fire(layout: Layout, state: Tensor, firing: Firing) -> Tensor:
+    """Return the state X, (.., S), after a level has fired; every agent's numbers are (.., n)."""
+    level, place = layout.levels[firing.index], layout.places[firing.index]
     new = state.clone()
-    below = state[..., layout.fast]
-    if any(lower.mix.communicates for lower in layout.levels[: firing.index + 1]):
-        below = below.mean(dim=-1, keepdim=True)
+    below = state[..., layout.fast] @ layout.averages[firing.index][firing.turn % level.mix.period]
     z = below
     if isinstance(level.move, Pull):
         alpha, beta = level.move.coefficients(firing.step)
-        delta = below - state[..., own_z]
-        v = delta
+        own_z = state[..., place.slow][..., place.holders]
+        v = delta = below - own_z
         if level.move.keeps_momentum:
-            v = new[..., own_v] = beta * firing.ratio * state[..., own_v] + delta
-        z = new[..., own_z] = state[..., own_z] + alpha * (delta + beta * v if level.move.nesterov else v)
-    for place in (layout.fast, *layout.slow[: firing.index]):
-        new[..., place] = z
-    if level.fast_buffers == "reset":
-        for place in layout.momentum[: firing.index]:
-            new[..., place] = 0.0
+            v = beta * firing.ratio * state[..., place.momentum][..., place.holders] + delta
+            new[..., place.momentum] = v[..., place.first]
+        z = own_z + alpha * (delta + beta * v if level.move.nesterov else v)
+        new[..., place.slow] = z[..., place.first]
+    new[..., layout.fast] = z
+    for lower in layout.places[: firing.index]:
+        if lower.keeps_slow_weights:
+            new[..., lower.slow] = z[..., lower.first]
+        if level.fast_buffers == "reset":
+            new[..., lower.momentum] = 0.0
     return new
 
 
-def _product(layout: _Layout, fired: Sequence[Firing]) -> Tensor:
-    """Return the matrix of levels that fire one after the other, (S, S): what they make of unit vectors."""
+def product(layout: Layout, fired: Sequence[Firing]) -> Tensor:
+    """Return the matrix of levels that fire one after the other, (S, S): what they make of unit vectors.
+
+    Args:
+        layout: of the stack.
+        fired: the levels, as `firings` yields them.
+
+    Example:
+        >>> from dist_lookahead import local_sgd
+        >>> product(layout_of(local_sgd(tau=2), agents=2), [Firing(0, step=2)])
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]], dtype=torch.float64)
+    """
     return reduce(lambda state, firing: _fire(layout, state, firing), fired, _identity(layout))
 
 
-def _identity(layout: _Layout) -> Tensor:
+def _identity(layout: Layout) -> Tensor:
     return torch.eye(len(layout.names), dtype=torch.float64)
 
 
@@ -302,12 +284,6 @@ def _outermost_fired(levels: Sequence[Level]) -> list[int]:
     """Return the levels that can be the outermost to fire: not one whose upper neighbour always fires with it."""
     taus = [level.when.tau for level in levels]
     return [m for m in range(len(levels)) if m + 1 == len(levels) or taus[m] != taus[m + 1]]
-
-
-def _require_world(levels: Sequence[Level]) -> None:
-    for index, level in enumerate(levels):
-        if isinstance(level.mix, Exact) and level.mix.axis != "world":
-            raise ValueError(f"levels[{index}].mix.axis={level.mix.axis!r} is unknown here: use the axis 'world'")
 
 
 def _require_constants(levels: Sequence[Level]) -> None:

@@ -4,8 +4,8 @@ Coordinate j of agent i has the loss a/2 (x - c)^2 with a fresh c ~ N(mu, sigma^
 is SGD, with momentum or without. All moments come from one linear recursion (`linear_recursion`), so that every
 level, schedule, momentum and treatment of fast buffers is covered; `closed_forms` has formulas for common cases.
 
-Thousands of agents that are alike cost as much as two, by symmetry (`trajectory`); agents that differ are all in the
-state, which goes well up to some dozens.
+Thousands of agents that are alike cost as much as two, by symmetry (`trajectory`); agents that differ, or that average
+along the axes of a mesh, are all in the state, which goes well up to some dozens.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dist_lookahead.level import Level, check_levels
+from dist_lookahead.mesh import Mesh, as_mesh
 from dist_lookahead.schedule import Scheduled, value_at
 from dist_lookahead.theory.linear_recursion import (
     Quadratics,
@@ -53,7 +54,7 @@ def noisy_quadratic(
     noise: float | Tensor,
     lr: Scheduled,
     steps: int,
-    agents: int = 1,
+    agents: int | Mesh = 1,
     start: float | Tensor = 1.0,
     offsets: float | Tensor = 0.0,
     momentum: float = 0.0,
@@ -67,7 +68,7 @@ def noisy_quadratic(
         noise: sigma, the standard deviation of c, a number, (d,) or (agents, d).
         lr: gamma, a number or a schedule of the fast step.
         steps: number of fast steps.
-        agents: n.
+        agents: n, or a mesh of agents.
         start: weights of all agents before the first step, a number or (d,).
         offsets: mu, the agents' minimisers, a number, (d,) or (agents, d).
         momentum: of SGD, 0 <= momentum < 1.
@@ -87,10 +88,10 @@ def noisy_quadratic(
 
     Reference: arXiv 1907.08610, section 3 (Proposition 2), for n agents and any stack.
     """
-    quadratics = _quadratics(curvature, noise, offsets, start, agents, momentum, nesterov)
+    quadratics = _quadratics(levels, curvature, noise, offsets, start, agents, momentum, nesterov)
     begin = torch.as_tensor(start, dtype=torch.float64).expand(quadratics.curvature.shape[1])
     rates = [value_at(lr, step) for step in range(steps)]
-    return follow(levels, quadratics, rates, at_rest(levels, quadratics, begin), agents=agents)
+    return follow(levels, quadratics, rates, at_rest(levels, quadratics, begin), agents=as_mesh(agents).size)
 
 
 def stationary(
@@ -99,7 +100,7 @@ def stationary(
     curvature: float | Tensor,
     noise: float | Tensor,
     lr: float,
-    agents: int = 1,
+    agents: int | Mesh = 1,
     offsets: float | Tensor = 0.0,
     momentum: float = 0.0,
     nesterov: bool = False,
@@ -113,7 +114,7 @@ def stationary(
         curvature: a, a number, (d,), or (agents, d).
         noise: sigma, likewise.
         lr: gamma.
-        agents: n.
+        agents: n, or a mesh of agents.
         offsets: mu, the agents' minimisers, likewise.
         momentum: of SGD, 0 <= momentum < 1.
         nesterov: whether SGD's momentum is Nesterov's.
@@ -130,18 +131,18 @@ def stationary(
     Reference: arXiv 1907.08610, Proposition 2, for n agents and any stack.
     """
     length = _round_length(levels)
-    quadratics = _quadratics(curvature, noise, offsets, 0.0, agents, momentum, nesterov)
+    quadratics = _quadratics(levels, curvature, noise, offsets, 0.0, agents, momentum, nesterov)
     whole = round_map(levels, quadratics, lr, length)
     radius = spectral_radius(whole)
     settles = radius < SETTLES
     *_, fresh = unroll(levels, quadratics, [lr] * length, at_rest(levels, quadratics, torch.zeros(len(radius))))
     point = fixed_point(whole.where(settles[:, None, None], 0.0), fresh)  # 0: 1 - M is regular in every coordinate
-    trajectory = follow(levels, quadratics, [lr] * length, point, agents=agents, settles=settles)
+    trajectory = follow(levels, quadratics, [lr] * length, point, agents=as_mesh(agents).size, settles=settles)
     return Stationary(round=trajectory, contraction=radius)
 
 
 def stability_limit(
-    levels: Sequence[Level], *, agents: int = 1, momentum: float = 0.0, nesterov: bool = False
+    levels: Sequence[Level], *, agents: int | Mesh = 1, momentum: float = 0.0, nesterov: bool = False
 ) -> float:
     """Return the least learning rate x curvature at which mean or deviations grow, infinity if none below 4.
 
@@ -150,7 +151,7 @@ def stability_limit(
 
     Args:
         levels: innermost first, without schedules.
-        agents: n; with more than one the disagreement of the agents must not grow either.
+        agents: n, or a mesh; with more than one the disagreement of the agents must not grow either.
         momentum: of SGD, 0 <= momentum < 1.
         nesterov: whether SGD's momentum is Nesterov's.
 
@@ -161,7 +162,7 @@ def stability_limit(
     """
     length, grid, limit = _round_length(levels), GRID, float("inf")
     for _ in range(1 + REFINEMENTS):
-        quadratics = _quadratics(grid, 0.0, 0.0, 0.0, agents, momentum, nesterov)
+        quadratics = _quadratics(levels, grid, 0.0, 0.0, 0.0, agents, momentum, nesterov)
         grows = (spectral_radius(round_map(levels, quadratics, 1.0, length)) > GROWS).nonzero()
         if not len(grows):
             break
@@ -172,11 +173,12 @@ def stability_limit(
 
 
 def _quadratics(
+    levels: Sequence[Level],
     curvature: float | Tensor,
     noise: float | Tensor,
     offsets: float | Tensor,
     start: float | Tensor,
-    agents: int,
+    agents: int | Mesh,
     momentum: float,
     nesterov: bool,
 ) -> Quadratics:
@@ -185,18 +187,27 @@ def _quadratics(
         raise ValueError("nesterov=True has no effect with momentum=0: give momentum > 0 or leave it out")
     given = {"curvature": curvature, "noise": noise, "offsets": offsets, "start": start}
     tensors = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in given.items()}
+    mesh = as_mesh(agents)
+    total = mesh.size
     differ = any(tensor.ndim == 2 and len(tensor) > 1 for tensor in tensors.values())
-    represented = agents if differ else min(agents, 2)
+    if not differ and all(_is_symmetric(level.mix.weights(mesh)) for level in levels):
+        mesh = Mesh((min(mesh.size, 2),))
     width = max(tensor.shape[-1] if tensor.ndim else 1 for tensor in tensors.values())
     for name, tensor in tensors.items():
-        allowed = [(), (1,), (width,)] + [(n, d) for n in (1, agents) for d in (1, width) if name != "start"]
+        allowed = [(), (1,), (width,)] + [(n, d) for n in (1, total) for d in (1, width) if name != "start"]
         if tuple(tensor.shape) not in allowed:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}: give a number or the shape ({width},)"
-                + (f", or ({agents}, {width}) for {agents} agents that differ" if name != "start" else "")
+                + (f", or ({total}, {width}) for {total} agents that differ" if name != "start" else "")
             )
-    a, sigma, mu = (tensors[name].expand(represented, width) for name in ("curvature", "noise", "offsets"))
-    return Quadratics(curvature=a, noise=sigma, offsets=mu, momentum=momentum, nesterov=nesterov)
+    a, sigma, mu = (tensors[name].expand(mesh.size, width) for name in ("curvature", "noise", "offsets"))
+    return Quadratics(curvature=a, noise=sigma, offsets=mu, mesh=mesh, momentum=momentum, nesterov=nesterov)
+
+
+def _is_symmetric(weights: Tensor) -> bool:
+    """Whether all agents are alike in an average: the same share of oneself, the same of everybody else."""
+    own, others = weights.diagonal(), weights[~torch.eye(len(weights), dtype=torch.bool)]
+    return bool((own == own[0]).all() and (others == others[:1]).all())
 
 
 def _round_length(levels: Sequence[Level]) -> int:

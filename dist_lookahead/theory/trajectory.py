@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dist_lookahead.level import Level
+from dist_lookahead.mesh import Mesh
+from dist_lookahead.theory.layout import layout_of
 from dist_lookahead.theory.linear_recursion import Moments, Quadratics, unroll
-from dist_lookahead.theory.mixing import columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +68,7 @@ def follow(
         agents: n; more than p where two stand for all.
         settles: (d,), coordinates for which the moments mean anything; others get mean nan and variance infinity.
     """
-    readout = _readout(levels, quadratics.agents, moments.mean.shape[-1])
+    readout = _readout(levels, quadratics.mesh, moments.mean.shape[-1])
     states = unroll(levels, quadratics, rates, moments)
     pairs = [(s.mean @ readout.T, ((readout @ s.covariance) * readout).sum(dim=-1)) for s in states]
     mean, variance = (torch.stack(parts).mT for parts in zip(*pairs, strict=True))
@@ -86,13 +87,13 @@ def follow(
     )
 
 
-def _readout(levels: Sequence[Level], agents: int, size: int) -> Tensor:
+def _readout(levels: Sequence[Level], mesh: Mesh, size: int) -> Tensor:
     """Rows that take from the state: slow weights as a mean over agents, one agent's, the mean of x, each x."""
-    names = [name.split("@")[0] for name in columns(levels, agents)]
-    x = torch.eye(size, dtype=torch.float64)[:agents]
+    layout = layout_of(levels, mesh)
+    columns, outer = torch.eye(size, dtype=torch.float64), layout.places[-1]
+    x = columns[layout.fast]
     average = x.mean(dim=0, keepdim=True)
-    places = [place for place, name in enumerate(names) if name == f"z{len(levels) - 1}"]
-    slow = torch.eye(size, dtype=torch.float64)[places] if places else average
+    slow = columns[outer.slow][list(outer.holders)] if outer.keeps_slow_weights else average
     return torch.cat((slow.mean(dim=0, keepdim=True), slow[:1], average, x))
 
 
