@@ -7,6 +7,7 @@ from dist_lookahead.failure import SyncError
 from dist_lookahead.level import Every, Level
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.move import Copy, Pull
+from dist_lookahead.optimal import Optimal
 from dist_lookahead.optimizer import DistributedLookahead
 from dist_lookahead.recipes import (
     bmuf,
@@ -35,6 +36,7 @@ __all__ = [
     "LevelStack",
     "Linear",
     "Mesh",
+    "Optimal",
     "Piecewise",
     "Pull",
     "SyncError",

@@ -26,7 +26,7 @@ class BoundLevel:
         gammas: the last non-zero fast learning rate per parameter group, where the momentum follows it.
         last: fast step of the last sync.
         rounds: number of syncs so far.
-        coefficients: (alpha, beta) of the last sync.
+        coefficients: (alpha, beta) of the last sync, or of the one that is under way.
     """
 
     index: int
@@ -62,19 +62,17 @@ class BoundLevel:
         for momentum in self.momentum:
             momentum.zero_()
 
-    def move(self, buckets: Sequence[Bucket], rates: Sequence[float | None], step: int) -> None:
-        """Take the slow step in every bucket, from the agents' sum.
+    def move(self, buckets: Sequence[Bucket], rates: Sequence[float | None]) -> None:
+        """Take the slow step in every bucket, from the agents' sum, with `coefficients`.
 
         Args:
             buckets: hold the sum over the agents in the owned part, and the level's new weights there afterwards.
             rates: the fast learning rates of the round's last fast step, per parameter group.
-            step: fast steps done.
         """
         gammas = dict(enumerate(rates)) if self.level.move.follow_lr else {}
         ratios = {
             group: gamma / self.gammas.get(group, gamma or 1.0) for group, gamma in gammas.items() if gamma is not None
         }
-        self.coefficients = self.level.move.coefficients(step)
         for index, bucket in enumerate(buckets):
             for part, ratio in self._parts(bucket, ratios):
                 self._slow_step(index, bucket, part, ratio)

@@ -107,6 +107,10 @@ class Level:
             raise ValueError(
                 "Exact(shard=True) has no effect with move=Copy(), which keeps no slow weights: leave it out"
             )
+        elif self.mix.shard and self.move.searches:
+            raise ValueError(
+                "Exact(shard=True) with alpha=Optimal: no agent has all of z to take gradients at; leave shard out"
+            )
 
 
 def check_levels(levels: Sequence[Level]) -> tuple[Level, ...]:

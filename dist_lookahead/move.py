@@ -18,8 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dist_lookahead.optimal import Optimal
 from dist_lookahead.schedule import Scheduled, check_scheduled, value_at
 
+Alpha = Scheduled | Optimal
 CHUNK = 2**18  # elements; x, z and v of one chunk (float32: 3 MB together) stay in cache, yet calls are few
 
 
@@ -47,6 +49,11 @@ class Copy:
         """Whether the slow momentum is scaled with the fast learning rate."""
         return False
 
+    @property
+    def searches(self) -> bool:
+        """Whether alpha is measured at each sync."""
+        return False
+
     def coefficients(self, step: int) -> tuple[float, float]:
         """Return (alpha, beta) after `step` fast steps: always (1, 0)."""
         return 1.0, 0.0
@@ -59,7 +66,8 @@ class Pull:
     With alpha = 1 and beta = 0 the result is the mean itself, bit for bit.
 
     Args:
-        alpha: slow step size, above 0 (above 1 extrapolates); a number or a schedule of the fast step.
+        alpha: slow step size, above 0 (above 1 extrapolates); a number, a schedule of the fast step, or
+            `Optimal(low, high)`, measured at each sync.
         beta: slow momentum, 0 <= beta < 1; a number or a schedule.
         nesterov: z <- z + alpha * (delta + beta * v) instead (DiLoCo, SNOO).
         follow_lr: scale v by the change of the fast learning rate, which keeps SlowMo's momentum in units of
@@ -67,7 +75,7 @@ class Pull:
             written without the division so that a learning rate of 0 is safe.
 
     Raises:
-        ValueError: for values out of range, and for nesterov or follow_lr without momentum.
+        ValueError: for values out of range, for nesterov or follow_lr without momentum, and for Optimal with it.
 
     Example:
         >>> Pull(alpha=0.5)
@@ -76,13 +84,19 @@ class Pull:
     Reference: arXiv 1907.08610 (alpha), arXiv 1910.00643 Algorithm 1 (beta, follow_lr), arXiv 2311.08105 (nesterov).
     """
 
-    alpha: Scheduled
+    alpha: Alpha
     beta: Scheduled = 0.0
     nesterov: bool = False
     follow_lr: bool = False
 
     def __post_init__(self) -> None:
-        check_scheduled("Pull.alpha", self.alpha)
+        if not isinstance(self.alpha, Optimal):
+            check_scheduled("Pull.alpha", self.alpha)
+        elif self.keeps_momentum:
+            raise ValueError(
+                f"Pull.alpha={self.alpha} with beta={self.beta}: the best alpha is known without slow momentum only. "
+                "Use beta=0, or a number for alpha"
+            )
         check_scheduled("Pull.beta", self.beta)
         if isinstance(self.alpha, int | float):
             _check_alpha(self.alpha)
@@ -102,8 +116,19 @@ class Pull:
         """Whether the level owns a slow momentum."""
         return self.beta != 0.0
 
+    @property
+    def searches(self) -> bool:
+        """Whether alpha is measured at each sync."""
+        return isinstance(self.alpha, Optimal)
+
     def coefficients(self, step: int) -> tuple[float, float]:
-        """Return (alpha, beta) after `step` fast steps, checked."""
+        """Return (alpha, beta) after `step` fast steps, checked.
+
+        Raises:
+            ValueError: for values out of range, and for an alpha that is not known before the sync.
+        """
+        if isinstance(self.alpha, Optimal):
+            raise ValueError(f"alpha={self.alpha} is measured at each sync: give a number, such as {self.alpha.low}")
         alpha, beta = value_at(self.alpha, step), value_at(self.beta, step)
         _check_alpha(alpha)
         _check_beta(beta)

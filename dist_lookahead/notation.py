@@ -14,6 +14,7 @@ from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.level import Every, Level
 from dist_lookahead.move import Copy, Pull
+from dist_lookahead.optimal import Optimal
 from dist_lookahead.schedule import Cosine, Linear, Piecewise, Warmup
 
 
@@ -22,7 +23,7 @@ def _snake(name: str) -> str:
 
 
 NAMES: dict[str, type] = {
-    _snake(c.__name__): c for c in (Level, Every, Alone, Exact, Copy, Pull, Piecewise, Linear, Cosine, Warmup)
+    _snake(c.__name__): c for c in (Level, Every, Alone, Exact, Copy, Pull, Optimal, Piecewise, Linear, Cosine, Warmup)
 }
 
 

@@ -36,6 +36,10 @@ class DistributedLookahead(Optimizer):
             sync, or leave them "local".
         check_every: compare a checksum of the weights between agents after every so many syncs; 0 for the first
             sync only.
+        probe: for levels with alpha=Optimal, a function that computes a loss at the model's present weights and calls
+            backward(). It is called twice at each sync of such a level with the number of fast steps done, which must
+            decide its samples: the same both times, and none of those that the round was trained on. Gradients, model
+            buffers and random generators are put back afterwards.
 
     Raises:
         ValueError: for levels that do not fit together, parameters that cannot be averaged, and agents that differ.
@@ -67,6 +71,7 @@ class DistributedLookahead(Optimizer):
         communicator: Communicator | None = None,
         model_buffers: Literal["average", "local"] = "average",
         check_every: int = 0,
+        probe: Callable[[int], object] | None = None,
     ) -> None:
         if not isinstance(inner, Optimizer) or isinstance(inner, DistributedLookahead):
             raise ValueError(
@@ -79,8 +84,6 @@ class DistributedLookahead(Optimizer):
             raise ValueError(f"check_every={check_every} must be at least 0")
         self.inner = inner
         self.__setstate__({})
-        for sentence in instabilities(levels, inner):
-            warnings.warn(sentence, stacklevel=2)
         self.stack = LevelStack(
             inner,
             levels,
@@ -88,7 +91,10 @@ class DistributedLookahead(Optimizer):
             model=model,
             average_buffers=model_buffers == "average",
             check_every=check_every,
+            probe=probe,
         )
+        for sentence in instabilities(levels, inner, agents=self.stack.communicator.size):
+            warnings.warn(sentence, stacklevel=2)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride] - live view

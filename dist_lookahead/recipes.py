@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.level import Every, FastBuffers, Level
-from dist_lookahead.move import Copy, Pull
+from dist_lookahead.move import Alpha, Copy, Pull
 from dist_lookahead.schedule import Piecewise, Scheduled
 
 
-def lookahead(tau: Scheduled = 5, alpha: Scheduled = 0.5, *, fast_buffers: FastBuffers = "keep") -> list[Level]:
+def lookahead(tau: Scheduled = 5, alpha: Alpha = 0.5, *, fast_buffers: FastBuffers = "keep") -> list[Level]:
     """Lookahead: k steps forward, 1 step back, each agent for itself.
 
     Every tau steps: z <- z + alpha (x - z), x <- z.
@@ -104,7 +104,7 @@ def post_local_sgd(tau: int = 16, *, start: int, fast_buffers: FastBuffers = "ke
 
 
 def distributed_lookahead(
-    tau: Scheduled = 5, alpha: Scheduled = 0.5, *, shard: bool = False, fast_buffers: FastBuffers = "keep"
+    tau: Scheduled = 5, alpha: Alpha = 0.5, *, shard: bool = False, fast_buffers: FastBuffers = "keep"
 ) -> list[Level]:
     """Lookahead with n fast agents: every tau steps z <- z + alpha (mean_i x_i - z), x_i <- z.
 

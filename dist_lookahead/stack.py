@@ -20,6 +20,7 @@ from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pend
 from dist_lookahead.failure import lost
 from dist_lookahead.fast_buffers import FastBuffers
 from dist_lookahead.level import Level, check_levels
+from dist_lookahead.line_search import LineSearch, Probe
 from dist_lookahead.mail import Mail, fingerprint
 from dist_lookahead.model_buffers import ModelBuffers
 from dist_lookahead.observer import Observer
@@ -42,6 +43,7 @@ class LevelStack:
         average_buffers: average the model's floating point buffers at the outermost sync.
         check_every: compare a checksum of the weights between agents after every so many syncs of a level (always
             after its first); 0 for never again.
+        probe: computes gradients for levels with alpha=Optimal.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class LevelStack:
         model: nn.Module | None = None,
         average_buffers: bool = True,
         check_every: int = 0,
+        probe: Probe | None = None,
     ) -> None:
         levels = check_levels(levels)
         self.inner = inner
@@ -72,6 +75,7 @@ class LevelStack:
         ]
         self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
         self.model_buffers = ModelBuffers(model)
+        self.line_search = LineSearch(levels, probe, model)
         self._follows_lr = any(level.move.follow_lr for level in levels)
         self._rates: list[Any] = []
         self.buckets: list[Bucket] = []
@@ -129,7 +133,7 @@ class LevelStack:
             except CollectiveError as error:
                 fell_back = self._fall_back(bound)
                 raise lost(bound, self.communicator, error, step=self.clock, fell_back=fell_back) from error
-            except RuntimeError:  # agents that differ: all of them come here
+            except Exception:  # agents that differ, where all of them come here; or a probe that fails
                 self._fall_back(bound)
                 raise
         for bucket in self.buckets:
@@ -146,7 +150,8 @@ class LevelStack:
         if bound.mixer.shards == 1:
             self._read_mail(bound)
         self._observe("averaged", bound)
-        bound.move(self.buckets, self.rates, self.clock)
+        bound.coefficients = yield from self.line_search.coefficients(bound, self.buckets, self.clock)
+        bound.move(self.buckets, self.rates)
         yield from bound.mixer.distribute(fast)
         if bound.mixer.shards > 1:
             self._read_mail(bound)

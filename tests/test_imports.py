@@ -21,12 +21,13 @@ MAY_IMPORT = {
     "mesh": set(),
     "comm": {"mesh"},
     "averaging": {"comm", "mesh"},
-    "move": {"schedule"},
+    "optimal": set(),
+    "move": {"optimal", "schedule"},
     "level": {"averaging", "move", "schedule"},
     "recipes": {"averaging", "level", "move", "schedule"},
-    "notation": {"averaging", "level", "move", "schedule"},
+    "notation": {"averaging", "level", "move", "optimal", "schedule"},
     "tasks": set(),
-    "theory": {"averaging", "level", "mesh", "move", "notation", "schedule"},  # never processes
+    "theory": {"averaging", "level", "mesh", "move", "notation", "optimal", "schedule"},
 }
 MAY_BE_DISTRIBUTED = ("comm.process_group", "train")
 
@@ -128,7 +129,7 @@ def test_a_bare_import_loads_torch_and_nothing_else() -> None:
     loaded = loaded_by("import dist_lookahead")
     assert "dist_lookahead.stack" in loaded
     assert not foreign(loaded)
-    others = tuple(f"dist_lookahead.{name}" for name in ("train", "tasks", "theory"))
+    others = tuple(f"dist_lookahead.{name}" for name in ("train", "tasks", "figures"))
     assert not [name for name in loaded if name.startswith(others)]
 
 

@@ -25,6 +25,7 @@ from dist_lookahead import (
     Exact,
     Level,
     Linear,
+    Optimal,
     Piecewise,
     Pull,
     bmuf,
@@ -288,12 +289,13 @@ def test_schedules_of_tau_and_resets_that_nothing_outlasts_leave_a_fixed_vector(
     [
         ("alpha", distributed_lookahead(4, Linear(0.4, 1.0, 10))),
         ("beta", bmuf(4, 1.0, Cosine(0.5, 0.1, 10))),
+        ("alpha", distributed_lookahead(4, Optimal(0.4, 1.0))),
     ],
 )
 def test_schedules_have_no_fixed_vector(name: str, levels: list[Level]) -> None:
     for function in (theory.fixed_vector, theory.effective_lr):
         with pytest.raises(
-            ValueError, match=rf"levels\[0\]\.move\.{name}=.* is a schedule.*give a number, such as 0\."
+            ValueError, match=rf"levels\[0\]\.{name}=.* changes during the run.*give a number, such as 0\."
         ):
             function(levels, 2)
 

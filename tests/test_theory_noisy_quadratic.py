@@ -240,5 +240,5 @@ def test_what_cannot_be_computed_is_refused() -> None:
         noisy_quadratic(lookahead(), curvature=1.0, noise=1.0, lr=0.1, agents=4, steps=1, start=torch.ones(4, 3))
     with pytest.raises(ValueError, match="nesterov=True has no effect with momentum=0"):
         stability_limit(lookahead(), nesterov=True)
-    with pytest.raises(ValueError, match=r"levels\[0\] has the schedule Piecewise.*give a number, such as 1"):
+    with pytest.raises(ValueError, match=r"levels\[0\]\.tau=Piecewise.*changes during the run.*give a number, such as 1"):
         stationary(post_local_sgd(start=5), curvature=1.0, noise=1.0, lr=0.1)

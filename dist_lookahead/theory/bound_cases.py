@@ -23,7 +23,6 @@ from operator import mul
 
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.level import Level, check_levels
-from dist_lookahead.schedule import Schedule
 
 COVERED = (
     "Bounds are known for one level Every(tau) with Copy() or Pull(alpha), for one level with heavy-ball slow momentum "
@@ -86,7 +85,7 @@ def _why_not(level: Level, agents: int, *, nested: bool) -> str | None:
     move, mix = level.move, level.mix
     settings = {"tau": level.when.tau, "alpha": getattr(move, "alpha", 1.0), "beta": getattr(move, "beta", 0.0)}
     for name, value in settings.items():
-        if isinstance(value, Schedule):
+        if not isinstance(value, int | float):
             return f"{name}={value} changes during the run"
     if getattr(move, "nesterov", False):
         return "its slow momentum is Nesterov's"

@@ -32,6 +32,7 @@ from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.move import Pull
 from dist_lookahead.theory.calendar import Firing, firings
+from dist_lookahead.theory.constants import require_constants
 from dist_lookahead.theory.layout import Layout, layout_of
 
 ROUNDING = 1e-9  # what P a may differ from a, for weights a of order 1
@@ -195,7 +196,7 @@ def fixed_vector(levels: Sequence[Level], agents: int | Mesh) -> Tensor:
     Reference: Wang, Tantia, Ballas and Rabbat, ICASSP 2020, P_k a = a and y_k = X_k a for n = 1 without momentum.
     """
     layout = layout_of(levels, agents)
-    _require_constants(levels)
+    require_constants(levels, ("alpha", "beta"), "weights which outlast one sync do not outlast the next")
     kinds = torch.stack([product(layout, [Firing(m, 0) for m in range(top + 1)]) for top in _outermost_fired(levels)])
     must_stay = (kinds - _identity(layout)).flatten(0, 1)
     equations = torch.cat((must_stay, layout.mask()[None]))
@@ -284,14 +285,3 @@ def _outermost_fired(levels: Sequence[Level]) -> list[int]:
     """Return the levels that can be the outermost to fire: not one whose upper neighbour always fires with it."""
     taus = [level.when.tau for level in levels]
     return [m for m in range(len(levels)) if m + 1 == len(levels) or taus[m] != taus[m + 1]]
-
-
-def _require_constants(levels: Sequence[Level]) -> None:
-    for index, level in enumerate(levels):
-        for name in ("alpha", "beta"):
-            value = getattr(level.move, name, 0.0)
-            if not isinstance(value, int | float):
-                raise ValueError(
-                    f"levels[{index}].move.{name}={value} is a schedule, so that weights which outlast one sync do not "
-                    f"outlast the next: give a number, such as {value(0)}"
-                )

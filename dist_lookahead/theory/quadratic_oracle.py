@@ -17,6 +17,7 @@ from torch import Tensor
 from dist_lookahead.level import Level, check_levels
 from dist_lookahead.mesh import Mesh, as_mesh
 from dist_lookahead.schedule import Scheduled, value_at
+from dist_lookahead.theory.constants import require_constants
 from dist_lookahead.theory.linear_recursion import (
     Quadratics,
     at_rest,
@@ -211,8 +212,6 @@ def _is_symmetric(weights: Tensor) -> bool:
 
 
 def _round_length(levels: Sequence[Level]) -> int:
-    for index, level in enumerate(check_levels(levels)):
-        for value in (level.when.tau, getattr(level.move, "alpha", 1.0), getattr(level.move, "beta", 0.0)):
-            if not isinstance(value, int | float):
-                raise ValueError(f"levels[{index}] has the schedule {value}: give a number, such as {value(0)}")
+    levels = check_levels(levels)
+    require_constants(levels, ("tau", "alpha", "beta"), "no round repeats itself")
     return levels[-1].when.after(0)

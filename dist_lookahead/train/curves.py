@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dist_lookahead.train.recorder import read_metrics
 
-BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"  # told apart by colour-blind readers too
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"  # told apart by colour-blind readers too
 
 
 def draw_curves(metrics: Path, picture: Path, title: str) -> None:
@@ -61,6 +61,7 @@ def _accuracy(axis: Axes, evaluations: Sequence[Mapping[str, Any]]) -> None:
             values = [100 * value for value in _column(own, "accuracy")]
             axis.plot(_column(own, "step"), values, "o-", color=colour, label=f"{which} weights")
     axis.set_ylabel("test accuracy, %")
+    axis.set_visible(bool(axis.lines))  # not every task has one
 
 
 def _distances(axis: Axes, syncs: Sequence[Mapping[str, Any]]) -> None:
@@ -68,6 +69,7 @@ def _distances(axis: Axes, syncs: Sequence[Mapping[str, Any]]) -> None:
         ("slow_step", "slow step |z' - z|", BLUE),
         ("distance", "mean from z", ORANGE),
         ("spread", "agents from their mean", GREEN),
+        ("lookahead", "mean from y = X a", PURPLE),
     ):
         if any(record.get(name) for record in syncs):
             axis.plot(_column(syncs, "step"), _column(syncs, name), color=colour, label=label)

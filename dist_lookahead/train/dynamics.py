@@ -5,14 +5,19 @@ With x_i the fast weights of agent i, m their mean, and z the slow weights befor
     distance      |m - z|                                          how far the round has come
     spread        sqrt(mean_i |x_i - m|^2)                         the consensus distance
                   = sqrt(mean_i |x_i - z|^2 - |m - z|^2)
+    lookahead     |m - y|, y = X a                                 how far the mean runs ahead of y
     slow_step     |z' - z|
     cosine        of z' - z with that of the sync before           1: straight on, < 0: back and forth
 
-It costs two copies of the weights (z and the last slow step), a few passes over memory, and no collective of its own.
+y is the weighted mean of all weights that moves as SGD does (`theory.fixed_vector`). The agents' squared distance from
+it, which the convergence bounds are about, is spread^2 + lookahead^2. No sync moves y, and after one all x and z are
+z', so that y = z' + sum_l a_l v_l over the levels' slow momenta: without slow momentum m - y = (1 - alpha)(m - z).
+
+It costs three copies of the weights (z, m and the last slow step), a few passes over memory, and no collective.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +26,7 @@ from torch import Tensor
 from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.stack import LevelStack
+from dist_lookahead.train.momentum_weights import momentum_weights
 
 CHUNK = 2**18  # elements per temporary
 
@@ -33,10 +39,12 @@ class Dynamics:
     """
 
     def __init__(self, stack: LevelStack) -> None:
+        self._bound = stack.bound
         self._outer = stack.bound[-1]
         self._start: list[Tensor] = []
+        self._means: list[Tensor] = []
         self._last_step: list[Tensor] = []
-        self._drift = self._distance = self._step = self._dot = self._last_norm = 0.0
+        self._drift = self._distance = self._lookahead = self._step = self._dot = self._last_norm = 0.0
         stack.observer = self
 
     def before(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
@@ -48,19 +56,17 @@ class Dynamics:
     def averaged(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
         """Measure the mean's way, of which this agent may own a part only."""
         if bound is self._outer:
-            parts = [
-                slice(bound.owned(b).start, max(min(bound.owned(b).stop, b.weights_end), bound.owned(b).start))
-                for b in buckets
-            ]
-            means = (bucket.fast[part] for bucket, part in zip(buckets, parts, strict=True))
+            parts = [_owned(bound, bucket) for bucket in buckets]
+            means = [bucket.fast[part] / bound.mixer.agents for bucket, part in zip(buckets, parts, strict=True)]
             starts = [start[part] for start, part in zip(self._start, parts, strict=False)]
-            share = bound.mixer.shards / bound.mixer.agents  # agents that measure the same whole share it
-            self._distance = share * _squared_distance(means, starts, divide=bound.mixer.agents)
+            self._distance = self._share * _squared_distance(means, starts)
+            self._means = means
 
     def after(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
         """Measure the slow step."""
         if bound is not self._outer:
             return
+        self._lookahead = self._share * self._squared_lookahead(buckets)
         steps = [bucket.weights - start for bucket, start in zip(buckets, self._start, strict=False)]
         self._last_norm = self._step
         self._step = math.sqrt(sum(_dot(step, step) for step in steps))
@@ -73,8 +79,8 @@ class Dynamics:
         self._start = [bucket.weights.clone() for bucket in buckets]
 
     def sums(self) -> list[float]:
-        """Return what must be summed over the agents: squared drift and squared distance."""
-        return [self._drift, self._distance]
+        """Return what must be summed over the agents: squares of drift, distance and lookahead."""
+        return [self._drift, self._distance, self._lookahead]
 
     def report(self, sums: Sequence[float], agents: int) -> dict[str, float]:
         """Return the metrics from the sums over all agents.
@@ -83,14 +89,36 @@ class Dynamics:
             sums: the total of `sums`.
             agents: number of agents.
         """
-        drift, distance = sums
+        drift, distance, lookahead = sums
         norms = self._step * self._last_norm
         return {
             "distance": math.sqrt(distance),
             "spread": math.sqrt(max(drift / agents - distance, 0.0)),
+            **({} if math.isnan(lookahead) else {"lookahead": math.sqrt(lookahead)}),
             "slow_step": self._step,
             "cosine": self._dot / norms if norms else 0.0,
         }
+
+    @property
+    def _share(self) -> float:
+        """Agents that measure the same whole share it."""
+        return self._outer.mixer.shards / self._outer.mixer.agents
+
+    def _squared_lookahead(self, buckets: Sequence[Bucket]) -> float:
+        """Return |m - y|^2 in the owned part; not a number where there is no y, or where it is not known here."""
+        weights = momentum_weights(self._bound)
+        if weights is None:
+            return math.nan
+        total = 0.0
+        for index, (bucket, mean) in enumerate(zip(buckets, self._means, strict=False)):
+            part = _owned(self._outer, bucket)
+            y = bucket.fast[part].clone()
+            for bound, weight in zip(self._bound, weights, strict=True):
+                if weight:
+                    start = bound.owned(bucket).start
+                    y.add_(bound.momentum[index][part.start - start : part.stop - start], alpha=weight)
+            total += _squared_distance([mean], [y])
+        return total
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to report the same."""
@@ -101,11 +129,17 @@ class Dynamics:
         self._start, self._last_step, self._step = list(state["start"]), list(state["last_step"]), state["step"]
 
 
-def _squared_distance(flats: Any, others: Sequence[Tensor], divide: int = 1) -> float:
+def _owned(bound: BoundLevel, bucket: Bucket) -> slice:
+    """Return the weights of a bucket, without its tail, whose slow state is kept here."""
+    own = bound.owned(bucket)
+    return slice(own.start, max(min(own.stop, bucket.weights_end), own.start))
+
+
+def _squared_distance(flats: Iterable[Tensor], others: Sequence[Tensor]) -> float:
     total = 0.0
     for flat, other in zip(flats, others, strict=False):
         for a, b in zip(flat.split(CHUNK), other.split(CHUNK), strict=True):
-            difference = (a / divide).sub_(b)
+            difference = a - b
             total += _dot(difference, difference)
     return total
 
