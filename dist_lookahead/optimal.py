@@ -19,7 +19,7 @@ class Optimal:
         high: largest alpha, >= low.
 
     Raises:
-        ValueError: for limits that are not finite, or out of order.
+        ValueError: for limits that are not finite numbers, or out of order.
 
     Example:
         >>> Optimal(low=0.2, high=1.0)
@@ -32,5 +32,6 @@ class Optimal:
     high: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high < math.inf:
-            raise ValueError(f"Optimal(low={self.low}, high={self.high}) needs 0 < low <= high, both finite")
+        given = self.low, self.high
+        if not all(isinstance(limit, int | float) for limit in given) or not 0 < self.low <= self.high < math.inf:
+            raise ValueError(f"Optimal(low={self.low!r}, high={self.high!r}) needs two finite numbers, 0 < low <= high")

@@ -1,94 +1,62 @@
-"""A warning before a known instability: slow momentum over a fast momentum that is kept through short rounds.
+"""A warning at construction: levels that are unstable on quadratics at small learning rates, over this fast optimizer.
 
-On a quadratic of curvature a, the mean of SGD with momentum m and learning rate gamma under a level (tau, alpha,
-beta) with kept buffers is a linear recursion from sync to sync in (z, v, fast momentum). Its largest eigenvalue
-depends on gamma a only, and passes 1 long before that of plain SGD does where tau is short against the horizon
-1 / (1 - m) of the fast momentum. A reset of the fast momentum at the sync removes the coupling.
+What is unstable, from where on, and what to change instead is computed by `theory.stability`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from functools import lru_cache
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
-from dist_lookahead.level import Every, Level
-
-ALARMING = 0.1  # gamma a; plain SGD with momentum 0.9 stands 3.8, or 1.36 with Nesterov's
-GRID = torch.logspace(-4, 0.6, 300, dtype=torch.float64)  # gamma a from 1e-4 to 4
-LONGEST = 100  # horizons of the fast momentum: longer rounds are no remedy to offer
-
-
-def instabilities(levels: Sequence[Level], inner: Optimizer) -> Iterator[str]:
-    """Yield a sentence for each level that is unstable on quadratics at small learning rates already."""
-    momentum, nesterov = max(
-        ((float(group.get("momentum") or 0.0), bool(group.get("nesterov"))) for group in inner.param_groups),
-        default=(0.0, False),
-    )
-    for index, level in enumerate(levels):
-        if not momentum or not level.move.keeps_momentum or level.fast_buffers == "reset":
-            continue
-        limit = stability_limit(level, momentum, nesterov=nesterov)
-        if limit < ALARMING:
-            tau, (_, beta) = level.when.after(0), level.move.coefficients(0)
-            longer = _least_tau(level, momentum, nesterov=nesterov)
-            yield (
-                f"levels[{index}]: slow momentum {beta} over fast momentum {momentum} that is kept through rounds of "
-                f"tau={tau} is unstable on quadratics from learning rate x curvature = {limit:.2g} on. Use "
-                f"fast_buffers='reset'{'' if longer is None else f', tau >= {longer}'}, or less slow momentum"
-            )
+from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.level import Level
+from dist_lookahead.mesh import WORLD, Mesh
+from dist_lookahead.theory.stability import is_calm, verdict
 
 
-def stability_limit(level: Level, momentum: float, *, nesterov: bool = False) -> float:
-    """Return the least learning rate x curvature at which the mean recursion grows, infinity if none below 4.
+def instabilities(levels: Sequence[Level], inner: Optimizer, *, agents: int) -> Iterator[str]:
+    """Yield a sentence for each momentum of the fast optimizer over which the levels are alarming.
+
+    Nothing is said of optimizers without momentum among their settings, such as Adam: their steps are not linear in
+    the gradient. Nor of momentum with dampening, which is another recursion.
 
     Args:
-        level: with slow momentum, its values taken at the first round.
-        momentum: of the fast optimizer, kept at syncs.
-        nesterov: whether the fast optimizer's momentum is Nesterov's, else heavy ball.
+        levels: innermost first; schedules are taken at the first round.
+        inner: the fast optimizer.
+        agents: number of all agents.
 
     Example:
+        >>> import torch
         >>> from dist_lookahead import slowmo
-        >>> round(stability_limit(slowmo(tau=6, beta=0.8)[0], momentum=0.9), 3)
-        0.004
+        >>> inner = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+        >>> [len(list(instabilities(slowmo(tau, beta=0.8), inner, agents=4))) for tau in (6, 24)]
+        [1, 0]
     """
-    recursion = _recursion(level, _fast_step(momentum, nesterov=nesterov))
-    radius = torch.full_like(GRID, float("inf"))
-    finite = recursion.isfinite().all(dim=-1).all(dim=-1)  # long rounds of unstable fast steps overflow
-    radius[finite] = torch.linalg.eigvals(recursion[finite]).abs().amax(dim=-1)
-    grows = (radius > 1 + 1e-9).nonzero()
-    return float(GRID[grows[0, 0]]) if len(grows) else float("inf")
+    mesh = _mesh(levels, agents)
+    for momentum, nesterov in sorted(set(_momenta(inner))):
+        try:
+            sentence = _sentence(tuple(levels), mesh, momentum, nesterov)
+        except TypeError:  # a schedule of the user's that has no hash
+            sentence = _sentence.__wrapped__(tuple(levels), mesh, momentum, nesterov)
+        if sentence:
+            yield sentence
 
 
-def _fast_step(m: float, *, nesterov: bool) -> Tensor:
-    """The map of (x, fast momentum in units of a) in one step, (G, 2, 2) for the G values of gamma a.
-
-    u <- m u + x, and then x <- x - gamma a u, or x <- x - gamma a (x + m u) with Nesterov's momentum.
-    """
-    one = torch.ones_like(GRID)
-    from_x, from_u = (1 + m, m * m) if nesterov else (1.0, m)
-    return torch.stack((1 - GRID * from_x, -GRID * from_u, one, m * one), dim=-1).view(-1, 2, 2)
+@lru_cache(maxsize=32)  # simulated agents are constructed one by one, all with the same levels
+def _sentence(levels: tuple[Level, ...], mesh: int | Mesh, momentum: float, nesterov: bool) -> str | None:
+    if is_calm(levels, agents=mesh, momentum=momentum, nesterov=nesterov):
+        return None
+    return verdict(levels, agents=mesh, momentum=momentum, nesterov=nesterov).sentence
 
 
-def _recursion(level: Level, fast_step: Tensor) -> Tensor:
-    """The map of (z, v, fast momentum) from sync to sync, (G, 3, 3)."""
-    fast = torch.linalg.matrix_power(fast_step, level.when.after(0))  # from x = z
-    alpha, beta = level.move.coefficients(0)
-    zero = torch.zeros_like(GRID)
-    z, v = torch.eye(3, dtype=GRID.dtype).expand(len(GRID), 3, 3)[:, :2].unbind(dim=1)
-    delta = torch.stack((fast[:, 0, 0] - 1, zero, fast[:, 0, 1]), dim=-1)
-    kept = torch.stack((fast[:, 1, 0], zero, fast[:, 1, 1]), dim=-1)
-    v = beta * v + delta
-    direction = delta + beta * v if getattr(level.move, "nesterov", False) else v
-    return torch.stack((z + alpha * direction, v, kept), dim=1)
+def _momenta(inner: Optimizer) -> Iterator[tuple[float, bool]]:
+    for group in inner.param_groups:
+        momentum = group.get("momentum")
+        if momentum is not None and 0 <= momentum < 1 and not group.get("dampening"):
+            yield float(momentum), bool(momentum and group.get("nesterov"))
 
 
-def _least_tau(level: Level, momentum: float, *, nesterov: bool) -> int | None:
-    """About the shortest round that is not alarming; None if only very long ones are not."""
-    tau = level.when.after(0)
-    while stability_limit(replace(level, when=Every(tau)), momentum, nesterov=nesterov) < ALARMING:
-        tau += 1 + tau // 10
-        if tau > LONGEST / (1 - momentum):
-            return None
-    return tau
+def _mesh(levels: Sequence[Level], agents: int) -> int | Mesh:
+    """Two agents along each axis stand for many that are alike: the sizes of the axes make no difference."""
+    axes = sorted({level.mix.axis for level in levels if isinstance(level.mix, Exact)} - {WORLD})
+    return Mesh((2,) * len(axes), tuple(axes)) if axes else agents

@@ -203,6 +203,12 @@ def test_nested_levels_share_their_fixed_vector(n: int) -> None:
     assert_equal(theory.mixing_matrix(levels, n, 4), torch.outer(a, torch.ones(n + 3, dtype=torch.float64)))
 
 
+@pytest.mark.parametrize("n", [20, 64, 100])
+def test_the_spectrum_of_many_agents_is_found(n: int) -> None:
+    """LAPACK's solver for real matrices gives up on some matrices of rank one."""
+    assert_equal(theory.spectrum(theory.level_matrix(slowmo(beta=0.6), 0, n)).abs(), [1, 0.6] + [0] * n)
+
+
 def test_the_spectrum_is_sorted_by_modulus() -> None:
     turn = torch.block_diag(torch.tensor([[0.0, 2.0], [-2.0, 0.0]]), torch.tensor([[-3.0]]), torch.tensor([[0.5]]))
     assert_equal(theory.spectrum(turn.double()).abs(), [3, 2, 2, 0.5])

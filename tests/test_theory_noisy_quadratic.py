@@ -30,7 +30,8 @@ from dist_lookahead import (
 )
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.theory import closed_forms
-from dist_lookahead.theory.quadratic_oracle import noisy_quadratic, stability_limit, stationary
+from dist_lookahead.theory.growth import stability_limit
+from dist_lookahead.theory.quadratic_oracle import noisy_quadratic, stationary
 from dist_lookahead.theory.trajectory import Weights
 
 GAMMA_A = torch.tensor([0.001, 0.05, 0.3, 0.9, 1.0, 1.5, 1.9], dtype=torch.float64)
@@ -226,6 +227,7 @@ def test_loss_is_that_of_its_definition() -> None:
 def test_coordinates_that_do_not_settle_are_marked_and_do_not_spoil_others() -> None:
     curvature = torch.tensor([0.5, 0.0, 2.5, 1e6], dtype=torch.float64)
     settled = stationary(local_sgd(60), curvature=curvature, noise=1.0, lr=1.0, agents=2)
+    assert settled.round.fast.variance[0, 1].isinf().tolist() == [False, True, True, True]
     assert (settled.contraction < 1).tolist() == [True, False, False, False]
     assert settled.round.slow.variance[0].isfinite().tolist() == [True, False, False, False]
     assert settled.round.slow.mean[0].isnan().tolist() == [False, True, True, True]
@@ -240,5 +242,7 @@ def test_what_cannot_be_computed_is_refused() -> None:
         noisy_quadratic(lookahead(), curvature=1.0, noise=1.0, lr=0.1, agents=4, steps=1, start=torch.ones(4, 3))
     with pytest.raises(ValueError, match="nesterov=True has no effect with momentum=0"):
         stability_limit(lookahead(), nesterov=True)
-    with pytest.raises(ValueError, match=r"levels\[0\]\.tau=Piecewise.*changes during the run.*give a number, such as 1"):
+    with pytest.raises(
+        ValueError, match=r"levels\[0\]\.tau=Piecewise.*changes during the run.*give a number, such as 1"
+    ):
         stationary(post_local_sgd(start=5), curvature=1.0, noise=1.0, lr=0.1)

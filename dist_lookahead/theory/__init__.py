@@ -3,14 +3,18 @@
 mixing              P_k, its spectrum, the weights of y = X a, the effective learning rate
 bounds              the convergence bound's three terms and its conditions
 alpha               the slow step size that is best for the bound, or along one round
-quadratic_oracle    mean and covariance of a noisy quadratic, fixed points, stability
+quadratic_oracle    mean and covariance of a noisy quadratic, fixed points
+growth, stability   from which learning rate x curvature on a stack grows, why, and what helps
 closed_forms        the same in formulas, where there are some
+games               the same for games of two players
 """
 
 from dist_lookahead.theory import closed_forms
 from dist_lookahead.theory.alpha import beats_sgd, floor, line_alpha, optimal_alpha, proposition_1_alpha, secant_alpha
 from dist_lookahead.theory.bounds import Bound, Condition, admissible_lr, bound
 from dist_lookahead.theory.calendar import Firing, firings
+from dist_lookahead.theory.games import bilinear_contraction
+from dist_lookahead.theory.growth import stability_limit
 from dist_lookahead.theory.mixing import (
     columns,
     effective_lr,
@@ -20,14 +24,17 @@ from dist_lookahead.theory.mixing import (
     mixing_matrix,
     spectrum,
 )
-from dist_lookahead.theory.quadratic_oracle import noisy_quadratic, stability_limit, stationary
+from dist_lookahead.theory.quadratic_oracle import noisy_quadratic, stationary
+from dist_lookahead.theory.stability import Verdict, verdict
 
 __all__ = [
     "Bound",
     "Condition",
     "Firing",
+    "Verdict",
     "admissible_lr",
     "beats_sgd",
+    "bilinear_contraction",
     "bound",
     "closed_forms",
     "columns",
@@ -46,4 +53,5 @@ __all__ = [
     "spectrum",
     "stability_limit",
     "stationary",
+    "verdict",
 ]

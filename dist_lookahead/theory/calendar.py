@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from dist_lookahead.level import Level, check_levels
 
@@ -23,10 +24,8 @@ class Firing:
     turn: int = 0
 
 
-def firings(
-    levels: Sequence[Level], steps: int, *, rates: Sequence[float] | None = None
-) -> Iterator[tuple[Firing, ...]]:
-    """Yield for each of the fast steps 1 .. `steps` the levels that fire after it, innermost first.
+def syncs(levels: Sequence[Level], steps: int, *, rates: Sequence[float] | None = None) -> Iterator[tuple[Firing, ...]]:
+    """Yield the levels that fire together, innermost first, from sync to sync: long rounds take no time.
 
     A level fires for the first time after exactly tau steps, and only where the level below has just fired. A schedule
     of tau is asked at each sync for the length of the round that begins there.
@@ -38,15 +37,15 @@ def firings(
 
     Example:
         >>> from dist_lookahead import multilayer_lookahead
-        >>> [[f.index for f in fired] for fired in firings(multilayer_lookahead(taus=(2, 2)), steps=4)]
-        [[], [0], [], [0, 1]]
+        >>> [[(f.index, f.step) for f in fired] for fired in syncs(multilayer_lookahead(taus=(500, 2)), steps=1000)]
+        [[(0, 500)], [(0, 1000), (1, 1000)]]
     """
     levels = check_levels(levels)
     if rates is not None and len(rates) < steps:
         raise ValueError(f"rates has {len(rates)} learning rates for {steps} fast steps: give one for each step")
     due = [level.when.after(0) for level in levels]
     previous, turns = [0.0] * len(levels), [0] * len(levels)
-    for step in range(1, steps + 1):
+    while (step := due[0]) <= steps:
         fired = []
         for index, level in enumerate(levels):
             if step < due[index]:
@@ -57,3 +56,26 @@ def firings(
             turns[index] += 1
             due[index] = level.when.after(step)
         yield tuple(fired)
+
+
+def firings(
+    levels: Sequence[Level], steps: int, *, rates: Sequence[float] | None = None
+) -> Iterator[tuple[Firing, ...]]:
+    """Yield for each of the fast steps 1 .. `steps` the levels that fire after it: `syncs`, and () in between.
+
+    Args:
+        levels: innermost first.
+        steps: number of fast steps.
+        rates: fast learning rates of the steps, at least `steps` of them; None for a constant one.
+
+    Example:
+        >>> from dist_lookahead import multilayer_lookahead
+        >>> [[f.index for f in fired] for fired in firings(multilayer_lookahead(taus=(2, 2)), steps=4)]
+        [[], [0], [], [0, 1]]
+    """
+    last = 0
+    for fired in syncs(levels, steps, rates=rates):
+        yield from repeat((), fired[0].step - last - 1)
+        yield fired
+        last = fired[0].step
+    yield from repeat((), steps - last)

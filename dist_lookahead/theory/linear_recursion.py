@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh
-from dist_lookahead.theory.calendar import Firing, firings
+from dist_lookahead.theory.calendar import Firing, firings, syncs
+from dist_lookahead.theory.eigenvalues import eigenvalues
 from dist_lookahead.theory.layout import Layout, layout_of
 from dist_lookahead.theory.mixing import product
 
@@ -39,6 +40,9 @@ class Quadratics:
         mesh: of the p agents.
         momentum: of the fast optimizer; its buffer is in units of gradients, as torch's.
         nesterov: whether that momentum is Nesterov's.
+
+    Raises:
+        ValueError: for momentum out of range, and for Nesterov's without momentum.
     """
 
     curvature: Tensor
@@ -47,6 +51,12 @@ class Quadratics:
     mesh: Mesh
     momentum: float = 0.0
     nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=True has no effect with momentum=0: give momentum > 0 or leave it out")
 
     @property
     def agents(self) -> int:
@@ -101,10 +111,9 @@ def round_map(levels: Sequence[Level], quadratics: Quadratics, lr: float, steps:
     layout = layout_of(levels, quadratics.mesh)
     F = _fast_step(quadratics, _size(layout, quadratics), lr).F
     whole, last = torch.eye(F.shape[-1], dtype=torch.float64).expand_as(F), 0
-    for step, fired in enumerate(firings(levels, steps), start=1):
-        if fired:  # long rounds are no more work than short ones
-            whole = _sync(layout, quadratics, fired) @ torch.linalg.matrix_power(F, step - last) @ whole
-            last = step
+    for fired in syncs(levels, steps):
+        whole = _sync(layout, quadratics, fired) @ torch.linalg.matrix_power(F, fired[0].step - last) @ whole
+        last = fired[0].step
     return torch.linalg.matrix_power(F, steps - last) @ whole
 
 
@@ -112,7 +121,9 @@ def spectral_radius(maps: Tensor) -> Tensor:
     """Return the largest modulus of an eigenvalue of each of (.., S', S') maps, infinity where one has overflowed."""
     radius = torch.full(maps.shape[:-2], float("inf"), dtype=torch.float64)
     finite = maps.isfinite().all(dim=-1).all(dim=-1)
-    radius[finite] = torch.linalg.eigvals(maps[finite]).abs().amax(dim=-1)
+    # LAPACK gives up on maps close to overflow, which long rounds of unstable fast steps come to.
+    scale = maps[finite].abs().amax(dim=(-2, -1)).clamp(min=1.0)
+    radius[finite] = eigenvalues(maps[finite] / scale[:, None, None]).abs().amax(dim=-1) * scale
     return radius
 
 

@@ -31,8 +31,9 @@ from torch import Tensor
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.move import Pull
-from dist_lookahead.theory.calendar import Firing, firings
+from dist_lookahead.theory.calendar import Firing, firings, syncs
 from dist_lookahead.theory.constants import require_constants
+from dist_lookahead.theory.eigenvalues import eigenvalues
 from dist_lookahead.theory.layout import Layout, layout_of
 
 ROUNDING = 1e-9  # what P a may differ from a, for weights a of order 1
@@ -128,8 +129,8 @@ def mixing_matrix(
     """
     if step < 1:
         raise ValueError(f"step={step} must be at least 1: the first fast step is step 1")
-    (fired,) = deque(firings(levels, step, rates=rates), maxlen=1)
-    return product(layout_of(levels, agents), fired)
+    last = deque(syncs(levels, step, rates=rates), maxlen=1)
+    return product(layout_of(levels, agents), [firing for fired in last for firing in fired if firing.step == step])
 
 
 def mixing_matrices(
@@ -161,8 +162,8 @@ def spectrum(P: Tensor) -> Tensor:
         >>> spectrum(level_matrix(slowmo(beta=0.5), 0, agents=1)).abs().round(decimals=6)
         tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)
     """
-    eigenvalues = torch.linalg.eigvals(P)
-    return eigenvalues[eigenvalues.abs().argsort(descending=True, stable=True)]
+    found = eigenvalues(P)
+    return found[found.abs().argsort(descending=True, stable=True)]
 
 
 def fixed_vector(levels: Sequence[Level], agents: int | Mesh) -> Tensor:

@@ -1,4 +1,4 @@
-"""The noisy quadratic model for any stack of levels: exact mean, variance and loss, where they settle, and stability.
+"""The noisy quadratic model for any stack of levels: exact mean, variance and loss, and where they settle.
 
 Coordinate j of agent i has the loss a/2 (x - c)^2 with a fresh c ~ N(mu, sigma^2) at each fast step. The fast optimizer
 is SGD, with momentum or without. All moments come from one linear recursion (`linear_recursion`), so that every
@@ -28,10 +28,7 @@ from dist_lookahead.theory.linear_recursion import (
 )
 from dist_lookahead.theory.trajectory import Trajectory, follow
 
-GRID = torch.logspace(-4, 0.6, 300, dtype=torch.float64)  # learning rate x curvature, as in `stability`
 SETTLES = 1 - 1e-12  # a round that contracts less does not contract, up to rounding
-GROWS = 1 + 1e-9
-REFINEMENTS = 3  # of the grid: each narrows the interval 300 times
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,37 +139,6 @@ def stationary(
     return Stationary(round=trajectory, contraction=radius)
 
 
-def stability_limit(
-    levels: Sequence[Level], *, agents: int | Mesh = 1, momentum: float = 0.0, nesterov: bool = False
-) -> float:
-    """Return the least learning rate x curvature at which mean or deviations grow, infinity if none below 4.
-
-    It is searched on the grid of `dist_lookahead.stability`, which warns of single levels at construction of the
-    optimizer, and then refined to nine digits: a narrow unstable interval before it can be missed.
-
-    Args:
-        levels: innermost first, without schedules.
-        agents: n, or a mesh; with more than one the disagreement of the agents must not grow either.
-        momentum: of SGD, 0 <= momentum < 1.
-        nesterov: whether SGD's momentum is Nesterov's.
-
-    Example:
-        >>> from dist_lookahead import lookahead
-        >>> round(stability_limit(lookahead(tau=5, alpha=0.5)), 4)
-        2.2457
-    """
-    length, grid, limit = _round_length(levels), GRID, float("inf")
-    for _ in range(1 + REFINEMENTS):
-        quadratics = _quadratics(levels, grid, 0.0, 0.0, 0.0, agents, momentum, nesterov)
-        grows = (spectral_radius(round_map(levels, quadratics, 1.0, length)) > GROWS).nonzero()
-        if not len(grows):
-            break
-        first = int(grows[0, 0])
-        below, limit = float(grid[first - 1]) if first else 0.0, float(grid[first])
-        grid = torch.linspace(below, limit, len(GRID), dtype=torch.float64)
-    return limit
-
-
 def _quadratics(
     levels: Sequence[Level],
     curvature: float | Tensor,
@@ -184,8 +150,6 @@ def _quadratics(
     nesterov: bool,
 ) -> Quadratics:
     """Agents that are alike are represented by two of them at most."""
-    if nesterov and not momentum:
-        raise ValueError("nesterov=True has no effect with momentum=0: give momentum > 0 or leave it out")
     given = {"curvature": curvature, "noise": noise, "offsets": offsets, "start": start}
     tensors = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in given.items()}
     mesh = as_mesh(agents)

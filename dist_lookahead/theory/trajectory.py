@@ -72,17 +72,18 @@ def follow(
     states = unroll(levels, quadratics, rates, moments)
     pairs = [(s.mean @ readout.T, ((readout @ s.covariance) * readout).sum(dim=-1)) for s in states]
     mean, variance = (torch.stack(parts).mT for parts in zip(*pairs, strict=True))
-    if settles is not None:
-        mean = mean.where(settles, float("nan"))
-        variance = variance.where(settles, float("inf"))
     slow_bar, average = variance[:, 0], variance[:, 2]
     shared = quadratics.agents / agents
     apart = (1 - 1 / agents) / (1 - 1 / quadratics.agents) if agents > 1 else 0.0
     slow = shared * slow_bar + apart * (variance[:, 1] - slow_bar)
     fast = shared * average[:, None] + apart * (variance[:, 3:] - average[:, None])
+    average = shared * average
+    if settles is not None:
+        mean = mean.where(settles, float("nan"))
+        slow, average, fast = (part.where(settles, float("inf")) for part in (slow, average, fast))
     return Trajectory(
         slow=_weights(quadratics, mean[:, 1], slow),
-        average=_weights(quadratics, mean[:, 2], shared * average),
+        average=_weights(quadratics, mean[:, 2], average),
         fast=_for_each(_weights(quadratics, mean[:, 3:], fast), agents),
     )
 
