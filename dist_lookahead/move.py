@@ -194,6 +194,8 @@ def _chunks(
 ) -> Iterable[tuple[Tensor, Tensor | None, Tensor | None]]:
     """Cut the tensors into pieces that fit a cache; on an accelerator one piece saves kernel launches."""
     length = CHUNK if fast.device.type == "cpu" else max(fast.numel(), 1)
+    if fast.numel() <= length:
+        return [(fast, slow, momentum)]
     pieces = [itertools.repeat(None) if tensor is None else tensor.split(length) for tensor in (slow, momentum)]
     return zip(fast.split(length), *pieces, strict=False)
 
