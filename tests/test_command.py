@@ -8,6 +8,7 @@ from torch import nn
 
 from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.command import main
+from dist_lookahead.train.config_quadratic import Quadratic, Spectrum
 from dist_lookahead.train.config_sections import Checkpoint, Data, Evaluation, Logging, Run
 from dist_lookahead.train.export import export
 from tests.training import final_states, folder_of, small_config, train
@@ -28,7 +29,8 @@ def test_settings_prints_every_setting_with_its_default(capsys: pytest.CaptureFi
     assert "  weights: [slow]" in printed
     assert "slowmo" in printed
     shown = {line.strip().split(":")[0] for line in printed.splitlines() if ": " in line and line[0] != "#"}
-    known = {option for section in (Run, Data, Evaluation, Checkpoint, Logging) for option in section.model_fields}
+    sections = (Run, Data, Evaluation, Checkpoint, Logging, Quadratic, Spectrum)
+    known = {option for section in sections for option in section.model_fields}
     assert known <= shown
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from dist_lookahead import Alone, Copy, Every, Exact, Level, Piecewise, Pull, slowmo
+from dist_lookahead import Alone, Copy, Every, Exact, Level, Optimal, Piecewise, Pull, slowmo
 from dist_lookahead.schedule import value_at
 from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.config import Config, ConfigError, load_config, parse_config
 from dist_lookahead.train.config_levels import RECIPES
-from dist_lookahead.train.config_pairs import SAMPLES
+from dist_lookahead.train.config_sections import SAMPLES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
@@ -102,7 +102,7 @@ def test_texts_that_look_like_something_else_stay_texts_when_written(good: Path,
 
 def test_settings_are_put_over_the_file(good: Path) -> None:
     config = load_config(good, ["levels.tau=24", "run.epochs=null", "run.steps=50", "data.batch_size=8"])
-    assert (config.levels_stack(), config.run.steps, config.data.batch_size) == (slowmo(tau=24), 50, 8)
+    assert (config.levels_stack(), config.run.steps, config.feed.batch_size) == (slowmo(tau=24), 50, 8)
 
 
 def test_a_setting_reaches_into_a_list(good: Path) -> None:
@@ -325,3 +325,17 @@ def test_every_setting_says_what_it_is() -> None:
     fields = [(model, name, field) for model in sections for name, field in model.model_fields.items()]
     assert len(fields) > 60
     assert [(model, name) for model, name, field in fields if not field.description] == []
+
+
+def test_alpha_may_be_an_interval_to_choose_from(good: Path) -> None:
+    config = load_config(good, ["levels={recipe: lookahead, alpha: {optimal: {low: 0.2, high: 1.0}}}"])
+    assert config.levels_stack() == [Level(Every(5), Alone(), Pull(Optimal(0.2, 1.0)))]
+    assert parse_config(config.resolved()) == config
+    for levels, fault in (
+        ("{recipe: lookahead, alpha: {optimal: {low: 2, high: 1}}}", "needs two finite numbers, 0 < low <= high"),
+        ("{recipe: lookahead, alpha: {optimal: {low: x, high: 1}}}", "low='x', high=1"),
+        ("{recipe: lookahead, alpha: fast}", "or {optimal: {low: 0.2, high: 1.0}}"),
+        ("{recipe: slowmo, alpha: {optimal: {low: 0.2, high: 1}}}", "alpha={'optimal': {'low': 0.2, 'high': 1}} must"),
+    ):
+        (told,) = faults(good, f"levels={levels}")
+        assert fault in told

@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "notation": {"averaging", "level", "move", "optimal", "schedule"},
     "tasks": set(),
     "theory": {"averaging", "level", "mesh", "move", "notation", "optimal", "schedule"},
+    "stability": {"averaging", "level", "mesh", "theory"},
+    "figures": {"", "level", "notation", "theory"},
 }
 MAY_BE_DISTRIBUTED = ("comm.process_group", "train")
 
@@ -76,6 +78,8 @@ def test_parts_import_what_they_may(path: Path) -> None:
             assert part(other) in MAY_IMPORT[part(name)] | {part(name)}, f"{name} imports {other}"
         if part(other) == "train":
             assert part(name) in ("train", "__main__"), f"{name} imports {other}: nobody but train itself may"
+        if part(other) == "figures":
+            assert part(name) in ("figures", "train"), f"{name} imports {other}: it needs matplotlib, only train may"
         if part(name) not in ("train", "__main__"):
             assert part(other) != "tasks" or part(name) == "tasks", f"{name} imports {other}: only train may"
 
@@ -127,7 +131,7 @@ def foreign(loaded: list[str]) -> set[str]:
 def test_a_bare_import_loads_torch_and_nothing_else() -> None:
     """The library part needs torch alone; the trainer's packages may not be there."""
     loaded = loaded_by("import dist_lookahead")
-    assert "dist_lookahead.stack" in loaded
+    assert {"dist_lookahead.stack", "dist_lookahead.theory.stability"} <= set(loaded)
     assert not foreign(loaded)
     others = tuple(f"dist_lookahead.{name}" for name in ("train", "tasks", "figures"))
     assert not [name for name in loaded if name.startswith(others)]

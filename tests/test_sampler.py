@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, islice
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,20 @@ def test_order_is_that_of_earlier_versions() -> None:
     ]
 
 
+@pytest.mark.parametrize(("samples", "agents", "keeps"), [(2, 4, True), (1, 3, True), (2, 3, False), (4, 2, False)])
+def test_without_shuffling_an_agent_keeps_its_sample_if_their_number_divides_that_of_agents(
+    samples, agents, keeps
+) -> None:
+    """Agents that have data of their own rely on it."""
+    everybody = [
+        BatchSampler(samples=samples, batch_size=1, rank=rank, agents=agents, seed=0, shuffled=False)
+        for rank in range(agents)
+    ]
+    steps = [[sampler.batch(step)[0] for sampler in everybody] for step in range(4)]
+    assert list(chain.from_iterable(steps)) == [divmod(position, samples) for position in range(4 * agents)]
+    assert all([index for _, index in keys] == [rank % samples for rank in range(agents)] for keys in steps) == keeps
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -99,8 +114,9 @@ def test_order_is_that_of_earlier_versions() -> None:
     ],
 )
 def test_impossible_numbers_are_refused(change: dict[str, int], message: str) -> None:
+    settings: dict[str, Any] = {"samples": 5, "batch_size": 2, "rank": 0, "agents": 2, "seed": 0, **change}
     with pytest.raises(ValueError, match=message):
-        BatchSampler(**{"samples": 5, "batch_size": 2, "rank": 0, "agents": 2, "seed": 0, **change})
+        BatchSampler(**settings)
 
 
 # --- counting steps

@@ -70,6 +70,19 @@ def test_from_every_step_of_a_period(crash_at: int, tmp_path: Path, monkeypatch:
             },
             id="DiLoCo, averaged Adam",
         ),
+        pytest.param(
+            {
+                "agents": 2,
+                "precision": "fp16",
+                "model": {"name": "cnn", "width": 4, "dropout": 0.3},
+                "levels": {
+                    "recipe": "distributed_lookahead",
+                    "tau": 4,
+                    "alpha": {"optimal": {"low": 0.3, "high": 1.0}},
+                },
+            },
+            id="alpha measured at each sync",
+        ),
     ],
 )
 def test_from_the_middle_of_a_round(sections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

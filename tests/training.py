@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.checkpoint import CheckpointStore
 from dist_lookahead.train.config import Config, parse_config
 from dist_lookahead.train.recorder import read_metrics
@@ -41,13 +40,9 @@ def folder_of(config: Config) -> Path:
 def train(config: Config, *, resume: bool = False) -> Outcome:
     """Train in this process."""
     torch.set_num_threads(1)
-    data, model = config.data, config.model
-    task = VisionTask(
-        data=data.name, model=model.name, width=model.width, dropout=model.dropout, path=data.path, seed=config.run.seed
-    )
     with join_world(agents=config.agents, device="cpu", timeout=60) as world:
         directory = RunDirectory(folder_of(config))
-        return Trainer(config, task, world, directory, resume=resume).run()
+        return Trainer(config, config.build_task(), world, directory, resume=resume).run()
 
 
 def final_states(folder: Path, agents: int = 1) -> list[dict[str, Any]]:

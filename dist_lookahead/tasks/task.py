@@ -34,6 +34,11 @@ class Task(Protocol):
         ...
 
     @property
+    def shuffled(self) -> bool:
+        """Whether each epoch has its training samples in an order of its own; else 0, 1, 2, .. in every epoch."""
+        ...
+
+    @property
     def measures(self) -> tuple[str, ...]:
         """Names of the sums that `evaluate` returns: agents without test samples need them too."""
         ...
@@ -83,5 +88,8 @@ class Task(Protocol):
         ...
 
     def report(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Turn the total of `evaluate` over all batches and agents into metrics, "loss" among them."""
+        """Turn the total of `evaluate` over all batches and agents into metrics, "loss" among them.
+
+        Names that end in a number, such as "mean_7", are coordinates of a vector: recorded, but not shown one by one.
+        """
         ...

@@ -95,6 +95,11 @@ class VisionTask:
         return len(self._data.test)
 
     @property
+    def shuffled(self) -> bool:
+        """Whether each epoch has an order of its own: always."""
+        return True
+
+    @property
     def measures(self) -> tuple[str, ...]:
         """Names of the sums that `evaluate` returns."""
         return "samples", "loss", "correct"

@@ -32,19 +32,22 @@ class Agent:
         self.config, self.task, self.communicator, self.device = config, task, communicator, device
         self.random = RandomState(derive_seed(config.run.seed, "agent", communicator.rank), device)
         self.model = self._build_model()
+        levels = config.levels_stack()
         self.optimizer = DistributedLookahead(
             config.inner.build(self.model.parameters()),
-            config.levels_stack(),
+            levels,
             model=self.model,
             communicator=communicator,
             model_buffers=config.sync.model_buffers,
             check_every=config.sync.check_every,
+            probe=self._probe if any(level.move.searches for level in levels) else None,
         )
         self.dynamics = Dynamics(self.optimizer.stack) if config.logging.dynamics else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._forward = self._compiled()
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._batches: Iterator[Batch] | None = None
+        self._sampler: BatchSampler | None = None
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.loss_steps = 0
@@ -59,16 +62,18 @@ class Agent:
         self.step = step
         if step == 0 and self.dynamics:
             self.dynamics.begin(self.optimizer.stack.buckets)
-        data = self.config.data
+        feed = self.config.feed
         sampler = BatchSampler(
             samples=self.task.samples,
-            batch_size=data.batch_size,
+            batch_size=feed.batch_size,
             rank=self.communicator.rank,
             agents=self.communicator.size,
             seed=self.config.run.seed,
             start=step,
+            shuffled=self.task.shuffled,
         )
-        self._batches = loader(self.task.train_batch, sampler, workers=data.workers, pin_memory=data.pin_memory)
+        self._sampler = sampler
+        self._batches = loader(self.task.train_batch, sampler, workers=feed.workers, pin_memory=feed.pin_memory)
 
     def end(self) -> None:
         """Let go of the data: its worker processes end with the iterator, and must not outlive the training."""
@@ -142,6 +147,18 @@ class Agent:
     def weights(self, which: str) -> AbstractContextManager[None]:
         """Return a context with the "slow" or the "averaged" weights in the model."""
         return self.optimizer.slow_weights() if which == "slow" else self.optimizer.averaged_weights()
+
+    def _probe(self, step: int) -> None:
+        """Compute gradients on the samples of the fast step to come, which this round was not trained on."""
+        assert self._sampler is not None
+        batch = self._to_device(self.task.train_batch(self._sampler.batch(step)))
+        with RandomState(
+            derive_seed(self.config.run.seed, "probe", self.communicator.rank, step), self.device
+        ).active():
+            with self._precision():
+                loss = self.task.loss(self._forward, batch)
+            # Only the ratio of two sums of these gradients counts, so that a scale for half precision may stay.
+            self.scaler.scale(loss).backward()
 
     def _build_model(self) -> torch.nn.Module:
         # All agents draw the same initial weights; the optimizer takes agent 0's anyway.

@@ -1,4 +1,4 @@
-"""The command line: train, validate, settings, export."""
+"""The command line: train, validate, theory, settings, export, figure."""
 
 import argparse
 import logging
@@ -8,18 +8,23 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import Progress
 
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.failure import SyncError
+from dist_lookahead.figures.registry import FIGURES, chosen, descriptions
+from dist_lookahead.stability import instabilities
 from dist_lookahead.tasks.task import Task
-from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.config import Config, ConfigError, load_config
 from dist_lookahead.train.curves import draw_curves
 from dist_lookahead.train.exchange import texts_of_agents
 from dist_lookahead.train.export import export
+from dist_lookahead.train.prediction_report import report
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.settings import settings
 from dist_lookahead.train.summary import summary
+from dist_lookahead.train.theory_report import theory_report
+from dist_lookahead.train.theory_report_setting import Assumptions
 from dist_lookahead.train.trainer import DivergedError, Trainer
 from dist_lookahead.train.world import World, join_world
 
@@ -55,6 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     exporter.add_argument("--out", type=Path, default=Path("model.pt"), help="file to write (default: %(default)s)")
     exporter.add_argument("--step", type=int, help="fast step of the checkpoint (default: the newest)")
     exporter.set_defaults(run=_export)
+    figure = commands.add_parser("figure", help="draw the pictures of the docs from scratch")
+    figure.add_argument("names", nargs="*", metavar="NAME", help="of a figure, or all")
+    what = figure.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="print all names with what they show")
+    what.add_argument("--out", type=Path, default=Path("docs/figures"), help="folder to write (default: %(default)s)")
+    figure.set_defaults(run=_figure)
+    theory = commands.add_parser("theory", help="say what the levels of a YAML file will do, from theory alone")
+    _add_config(theory)
+    _add_assumptions(theory)
+    theory.set_defaults(run=_theory)
     everything = commands.add_parser("settings", help="print all settings of a YAML file with defaults and meanings")
     everything.set_defaults(run=_settings)
     return parser
@@ -72,11 +87,34 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_assumptions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--agents", type=int, metavar="N", help="number of agents (default: the file's, or 4)")
+    for name, symbol, meaning in (
+        ("smoothness", "L", "of the gradient (default: in units of it)"),
+        ("lr", "GAMMA", "in place of inner.lr"),
+        ("noise", "SIGMA", "standard deviation of the gradient"),
+        ("gap", "DELTA", "of the loss, from the start to its infimum"),
+    ):
+        parser.add_argument(f"--{name}", type=float, metavar=symbol, help=meaning)
+    parser.add_argument("--curvature", type=float, nargs="+", default=[], metavar="A", help="of quadratics to look at")
+
+
+def _theory(options: argparse.Namespace) -> int:
+    config = load_config(options.file, options.overrides)
+    names = ("agents", "smoothness", "lr", "noise", "gap")
+    assumed = Assumptions(**{name: getattr(options, name) for name in names}, curvatures=tuple(options.curvature))
+    print("\n".join(theory_report(config, assumed)))
+    return 0
+
+
 def _validate(options: argparse.Namespace) -> int:
     config = load_config(options.file, options.overrides)
     print(f"{options.file} is valid. Levels, innermost first:")
     for level in config.levels_stack():
         print(f"    {level}")
+    inner = config.inner.build([torch.nn.Parameter(torch.zeros(1))])
+    for sentence in instabilities(config.levels_stack(), inner, agents=config.agents):
+        print(f"warning: {sentence}", file=sys.stderr)
     return 0
 
 
@@ -87,6 +125,21 @@ def _settings(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     print(export(options.directory, options.out, step=options.step))
+    return 0
+
+
+def _figure(options: argparse.Namespace) -> int:
+    if options.list:
+        if options.names:
+            raise ValueError(f"--list prints all figures: leave out {', '.join(options.names)}")
+        print("\n".join(descriptions()))
+        return 0
+    console = Console(stderr=True)
+    for name in chosen(options.names):
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(name, total=1.0)
+            FIGURES[name](options.out, lambda done, bar=bar, task=task: bar.update(task, completed=done))
+        print(options.out / f"{name}.png")
     return 0
 
 
@@ -102,7 +155,9 @@ def _train(options: argparse.Namespace) -> int:
             if config.logging.plots:
                 draw_curves(directory.metrics, directory.curves, config.run.name)
             if outcome.signal is None:
-                Console().print(summary(outcome, directory, name=config.run.name, agents=world.agents))
+                # Before the summary, which names the files that are there.
+                compared = [*report(config, directory, agents=world.agents, steps=outcome.step)]
+                Console().print(summary(outcome, directory, name=config.run.name, agents=world.agents), *compared)
             else:
                 print(
                     f"Stopped by signal {outcome.signal} at the sync after fast step {outcome.step}, which is saved in "
@@ -120,25 +175,9 @@ def _agree_on_directory(config: Config, world: World, *, resume: bool) -> RunDir
 def _build_task(config: Config, communicators: Sequence[Communicator], device: torch.device) -> Task:
     """Let agent 0 come first: it downloads what is missing, once."""
     first = communicators[0].rank == 0
-    task = _vision(config) if first or not config.data.download else None
+    task = config.build_task() if first or not config.feed.download else None
     texts_of_agents(communicators, ["ready"] * len(communicators), device)
-    return task or _vision(config)
-
-
-def _vision(config: Config) -> Task:
-    data, model = config.data, config.model
-    return VisionTask(
-        data=data.name,
-        model=model.name,
-        path=data.path,
-        download=data.download,
-        augment=data.augment,
-        label_smoothing=data.label_smoothing,
-        width=model.width,
-        dropout=model.dropout,
-        image_size=data.image_size,
-        seed=config.run.seed,
-    )
+    return task or config.build_task()
 
 
 def _set_precision(config: Config) -> None:

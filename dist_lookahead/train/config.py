@@ -2,18 +2,30 @@
 
     config = load_config("configs/digits/slowmo.yaml", ["levels.tau=24"])
 
-The sections and the meaning of each setting are in `config_sections.py`, `config_inner.py`, `config_lr.py` and
-`config_levels.py`; each field has its docstring.
+The sections and the meaning of each setting are in `config_sections.py`, `config_inner.py`, `config_lr.py`,
+`config_levels.py` and `config_quadratic.py`; each field has its docstring. `config_tasks.py` says which task has which.
 """
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from dist_lookahead.level import Level
+from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.config_faults import ConfigError, Faults, faults_of
 from dist_lookahead.train.config_file import override, read_yaml, write_yaml
 from dist_lookahead.train.config_inner import Inner
@@ -21,6 +33,7 @@ from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import ConstantRate, LrSchedule
 from dist_lookahead.train.config_pairs import PAIRS, agents_faults, device_faults, length_faults, run_length
+from dist_lookahead.train.config_quadratic import Quadratic, kinds_faults
 from dist_lookahead.train.config_sections import (
     Checkpoint,
     Data,
@@ -32,7 +45,9 @@ from dist_lookahead.train.config_sections import (
     Run,
     Section,
     Sync,
+    one_of,
 )
+from dist_lookahead.train.config_tasks import SECTIONS, TASKS, Feed, sections_of
 
 __all__ = ["Config", "ConfigError", "load_config", "parse_config"]
 
@@ -44,16 +59,20 @@ class Config(Section):
         ValidationError: from pydantic, where it is built by hand; `load_config` and `parse_config` raise `ConfigError`.
     """
 
+    model_config = ConfigDict(validate_default=True)  # whether a section may be left out depends on the task
+
     run: Run
     """Name, length, seed and device."""
     agents: int = Field(default=1, ge=1)
     """Agents simulated in this one process; under torchrun every process is one agent, and this is 1."""
-    task: Literal["vision"] = "vision"
-    """What kind of thing is learnt: image classification."""
-    data: Data
-    """What is trained on."""
-    model: ModelChoice
-    """What is trained."""
+    task: Annotated[str, one_of(TASKS)] = "vision"
+    """What kind of thing is learnt: vision (image classification) or quadratic (noisy quadratics)."""
+    data: Data | None = None
+    """What is trained on; for vision only."""
+    model: ModelChoice | None = None
+    """What is trained; for vision only."""
+    quadratic: Quadratic | None = None
+    """The noisy quadratics; for quadratic only."""
     inner: Annotated[Inner, PlainValidator(Inner.read), PlainSerializer(Inner.plain)]
     """The fast optimizer."""
     lr_schedule: LrSchedule = ConstantRate()
@@ -73,12 +92,35 @@ class Config(Section):
     performance: Performance = Performance()
     """What makes it faster."""
 
+    @field_validator(*SECTIONS, mode="before")
+    @classmethod
+    def _belongs_to_the_task(cls, section: object, info: ValidationInfo) -> object:
+        task, name = info.data.get("task"), str(info.field_name)
+        if task is None:  # which is a fault of its own
+            return section
+        if name in sections_of(task):
+            if section is None:
+                raise PydanticCustomError("missing", "Field required")
+        elif section is not None:
+            others = " or ".join(other for other in TASKS if name in sections_of(other))
+            raise Faults([f"{name} has no effect with task={task!r}: remove it, or set task: {others}"])
+        return section
+
     @model_validator(mode="after")
     def _pairs_fit(self) -> "Config":
         faults = list(_pair_faults(dict(self)))
         if faults:
             raise Faults(faults)
         return self
+
+    @property
+    def feed(self) -> Feed:
+        """How the task is fed."""
+        return getattr(self, sections_of(self.task)[0])
+
+    def build_task(self) -> Task:
+        """Read the data of the task, where it has some."""
+        return TASKS[self.task](run=self.run, **{name: getattr(self, name) for name in sections_of(self.task)})
 
     def levels_stack(self) -> list[Level]:
         """Return the levels, innermost first, for `DistributedLookahead`."""
@@ -91,7 +133,7 @@ class Config(Section):
             samples: training samples of the task.
             agents: number of agents, simulated or not.
         """
-        return run_length(self.run, self.data, samples=samples, agents=agents)
+        return run_length(self.run, self.feed, samples=samples, agents=agents)
 
     def check(self, *, device: str, samples: int, agents: int) -> None:
         """Check what only the running program knows: the device, the data, and the number of agents.
@@ -105,8 +147,9 @@ class Config(Section):
             ConfigError: for settings without effect there.
         """
         faults = [
-            *device_faults(device, self.data, self.precision),
+            *device_faults(device, self.feed, self.precision),
             *agents_faults(agents, self.levels),
+            *(kinds_faults(agents, self.quadratic) if self.quadratic else ()),
             *length_faults(self.length(samples=samples, agents=agents), self.levels, self.lr_schedule),
         ]
         if faults:
@@ -114,7 +157,7 @@ class Config(Section):
 
     def resolved(self) -> dict[str, Any]:
         """Return plain containers with all defaults filled in; `parse_config` makes an equal `Config` of them."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude=set(SECTIONS).difference(sections_of(self.task)))
 
     def to_yaml(self) -> str:
         """Return `resolved` as the text of a run file."""
@@ -176,7 +219,10 @@ def _sound_sections(plain: Mapping[str, Any], faulty: Collection[int | str]) -> 
 
 def _pair_faults(sections: Mapping[str, Any]) -> Iterator[str]:
     """Run every check whose sections are all there."""
+    there = {name: section for name, section in sections.items() if section is not None}
+    if "task" in there:
+        there["feed"] = there.get(sections_of(there["task"])[0])
     for check in PAIRS:
         needed = inspect.signature(check).parameters
-        if sections.keys() >= needed.keys():
-            yield from check(**{name: sections[name] for name in needed})
+        if all(there.get(name) is not None for name in needed):
+            yield from check(**{name: there[name] for name in needed})

@@ -7,7 +7,9 @@ from typing import Any, get_args
 
 from dist_lookahead import recipes
 from dist_lookahead.level import FastBuffers, Level, check_levels
+from dist_lookahead.move import Alpha
 from dist_lookahead.notation import NAMES, from_plain, is_unknown, to_plain
+from dist_lookahead.optimal import Optimal
 from dist_lookahead.schedule import Schedule, Scheduled
 from dist_lookahead.train.config_faults import Faults, shown
 
@@ -90,7 +92,7 @@ def _call(recipe: Callable[..., list[Level]], arguments: Mapping[str, Any]) -> t
 def _blame(recipe: Callable[..., list[Level]], arguments: Mapping[str, Any]) -> Iterator[str]:
     """Say which numbers are wrong each for itself, the others at their defaults."""
     parameters = inspect.signature(recipe).parameters
-    numbers = [key for key, p in parameters.items() if p.annotation == Scheduled and p.default is not p.empty]
+    numbers = [key for key, p in parameters.items() if p.annotation in (Scheduled, Alpha) and p.default is not p.empty]
     others = {key: value for key, value in arguments.items() if key not in numbers}
     if _refusal(recipe, others):
         return
@@ -167,18 +169,24 @@ def _is_scheduled(value: object) -> bool:
     return _is_number(value) or (dataclasses.is_dataclass(value) and isinstance(value, Schedule))
 
 
+def _is_interval(value: object) -> bool:
+    return isinstance(value, Optimal)
+
+
 def _all(kind: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, tuple) and all(map(kind, value))
 
 
 SPELLED = {kind: name for name, kind in NAMES.items()}
 A_SCHEDULE = "a schedule such as {piecewise: {values: [1, 12], boundaries: [1000]}}"
+AN_INTERVAL = "{optimal: {low: 0.2, high: 1.0}}"
 KINDS: list[tuple[Any, str, Callable[[object], bool]]] = [
     (bool, "true or false", lambda value: isinstance(value, bool)),
     (int, "a whole number", _is_whole),
     (float, "a number", _is_number),
     (str, "a text", lambda value: isinstance(value, str)),
     (Scheduled, f"a number or {A_SCHEDULE}", _is_scheduled),
+    (Alpha, f"a number, {A_SCHEDULE}, or {AN_INTERVAL}", lambda value: _is_scheduled(value) or _is_interval(value)),
     (FastBuffers, f"one of {', '.join(get_args(FastBuffers))}", lambda value: value in get_args(FastBuffers)),
     (Sequence[int], "a list of whole numbers", _all(_is_whole)),
     (tuple[int, ...], "a list of whole numbers", _all(_is_whole)),
@@ -191,8 +199,9 @@ def _wrong_types(value: Any, annotation: Any, path: str) -> list[str]:
     """Say which values inside a description have another type than its fields are declared with."""
     for kind, words, fits in KINDS:
         if annotation == kind and not fits(value):
-            return [f"{path}={shown(value)} must be {words}"]
-    members = [member for member in get_args(annotation) or (annotation,) if member in SPELLED]
+            return [f"{path}={shown(to_plain(value))} must be {words}"]
+    known = any(annotation == kind for kind, _, _ in KINDS)
+    members = [member for member in get_args(annotation) or (annotation,) if member in SPELLED and not known]
     if members and not isinstance(value, tuple(members)):
         return [
             f"{path}={shown(to_plain(value))} {is_unknown(to_plain(value), [SPELLED[member] for member in members])}"

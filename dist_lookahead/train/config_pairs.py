@@ -1,7 +1,7 @@
 """Checks of settings against each other, across sections.
 
-Each check is a function of the sections it reads, named as in the file. It runs where all of these are free of
-faults in themselves.
+Each check is a function of the sections it reads, named as in the file, and `feed` for that which feeds the task. It
+runs where all of these are given and free of faults in themselves.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,27 +17,26 @@ from dist_lookahead.tasks.models import OWN_MODELS, build_model
 from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
+from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
 from dist_lookahead.train.config_sections import Data, ModelChoice, Performance, Precision, Run, Sync
-
-SAMPLES = {"digits": 1437, "mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
-"""Training samples of the data sets that always have the same."""
+from dist_lookahead.train.config_tasks import Feed
 
 
-def run_length(run: Run, data: Data, *, samples: int, agents: int) -> RunLength:
+def run_length(run: Run, feed: Feed, *, samples: int, agents: int) -> RunLength:
     """Return the length of the run."""
     if run.steps is not None:
-        return RunLength(samples=samples, batch_size=data.batch_size, agents=agents, amount=run.steps, unit="steps")
+        return RunLength(samples=samples, batch_size=feed.batch_size, agents=agents, amount=run.steps, unit="steps")
     assert run.epochs is not None
-    return RunLength(samples=samples, batch_size=data.batch_size, agents=agents, amount=run.epochs, unit="epochs")
+    return RunLength(samples=samples, batch_size=feed.batch_size, agents=agents, amount=run.epochs, unit="epochs")
 
 
-def device_faults(device: str, data: Data, precision: Precision) -> Iterator[str]:
+def device_faults(device: str, feed: Feed, precision: Precision) -> Iterator[str]:
     """Say what has no effect on this device."""
     if device != "cpu":
         return
     if precision == "tf32":
         yield "precision='tf32' has no effect on device='cpu': use fp32 or bf16, or device: cuda"
-    if data.pin_memory:
+    if feed.pin_memory:
         yield "data.pin_memory=true has no effect on device='cpu': remove it, or use device: cuda"
 
 
@@ -62,7 +61,8 @@ def _level_faults(level: Level, path: str, total: int) -> Iterator[str]:
     step = 0
     try:
         while (step := level.when.after(step)) <= total:
-            level.move.coefficients(step)
+            if not level.move.searches:
+                level.move.coefficients(step)
             if not scheduled:
                 return
     except ValueError as error:
@@ -84,19 +84,18 @@ def _rate_faults(length: RunLength, lr_schedule: LrSchedule) -> Iterator[str]:
                 yield f"lr_schedule.milestones: {milestone:g} {unit} is beyond the end of the run of {total} fast steps"
 
 
-def _device(run: Run, data: Data, precision: Precision) -> Iterator[str]:
-    return device_faults(run.device, data, precision)
+def _device(run: Run, feed: Feed, precision: Precision) -> Iterator[str]:
+    return device_faults(run.device, feed, precision)
 
 
 def _agents(agents: int, levels: Levels) -> Iterator[str]:
     return agents_faults(agents, levels)
 
 
-def _length(run: Run, data: Data, agents: int, levels: Levels, lr_schedule: LrSchedule) -> Iterator[str]:
+def _length(run: Run, feed: Feed, agents: int, levels: Levels, lr_schedule: LrSchedule) -> Iterator[str]:
     """Under torchrun there may be more agents and so fewer steps, never more of them."""
-    known = SAMPLES.get(data.name)
-    if known is not None:
-        yield from length_faults(run_length(run, data, samples=known, agents=agents), levels, lr_schedule)
+    if feed.samples is not None:
+        yield from length_faults(run_length(run, feed, samples=feed.samples, agents=agents), levels, lr_schedule)
 
 
 def _model_takes_images(data: Data, model: ModelChoice) -> Iterator[str]:
@@ -140,4 +139,5 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _model_takes_images,
     _averages,
     _images_have_an_order,
+    *QUADRATIC_PAIRS,
 )

@@ -15,6 +15,8 @@ from dist_lookahead.train.config_length import RunLength, Unit
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 MODELS = (*OWN_MODELS, *models.list_models(module=models))
+SAMPLES = {"digits": 1437, "mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+"""Training samples of the data sets that always have the same."""
 THEIRS = f"any of the {len(MODELS) - len(OWN_MODELS)} classifiers in torchvision.models"
 
 
@@ -98,6 +100,11 @@ class Data(Section):
     """Processes that read the data of one agent; 0 reads in the training process."""
     pin_memory: bool = False
     """Copy batches to page-locked memory, for asynchronous copies to a GPU."""
+
+    @property
+    def samples(self) -> int | None:
+        """Training samples, where they are known before the data are read."""
+        return SAMPLES.get(self.name)
 
     @model_validator(mode="before")
     @classmethod

@@ -39,7 +39,7 @@ class Dynamics:
     """
 
     def __init__(self, stack: LevelStack) -> None:
-        self._bound = stack.bound
+        self._bound, self._agents = stack.bound, stack.communicator.size
         self._outer = stack.bound[-1]
         self._start: list[Tensor] = []
         self._means: list[Tensor] = []
@@ -102,7 +102,7 @@ class Dynamics:
     @property
     def _share(self) -> float:
         """Agents that measure the same whole share it."""
-        return self._outer.mixer.shards / self._outer.mixer.agents
+        return self._outer.mixer.shards / self._agents
 
     def _squared_lookahead(self, buckets: Sequence[Bucket]) -> float:
         """Return |m - y|^2 in the owned part; not a number where there is no y, or where it is not known here."""

@@ -1,5 +1,6 @@
 """Progress for a person: a bar on a terminal, plain lines elsewhere."""
 
+import re
 import sys
 from collections.abc import Mapping
 
@@ -8,6 +9,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 LINES = 20  # plain lines of progress in a whole run
+
+
+def headlines(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Leave out the coordinates of vectors, whose names end in a number: they may be hundreds.
+
+    Example:
+        >>> headlines({"loss": 0.5, "mean_0": 1.0, "mean_1": 2.0})
+        {'loss': 0.5}
+    """
+    return {name: value for name, value in metrics.items() if not re.search(r"_\d+$", name)}
 
 
 class ProgressDisplay:

@@ -18,6 +18,8 @@ class RunDirectory:
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.curves = path / "curves.png"
+        self.prediction = path / "prediction.json"
+        self.prediction_picture = path / "prediction.png"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
 

@@ -1,7 +1,8 @@
 """Which samples an agent sees at which step, and the loader that reads them.
 
-The data of all epochs form one endless stream: a fresh permutation of the samples per epoch, one after the
-other. At fast step k (counting from 0) agent r of n takes the B positions that start at (k n + r) B.
+The data of all epochs form one endless stream: a fresh permutation of the samples per epoch (or their own
+order, where a task wants that), one after the other. At fast step k (counting from 0) agent r of n takes the
+B positions that start at (k n + r) B.
 
 So the agents' shards never overlap, every sample of an epoch is seen exactly once by somebody whatever the
 sizes are (a batch may straddle two epochs), and all agents have the same number of steps: none waits in a
@@ -43,6 +44,8 @@ class BatchSampler:
         agents: number of agents (n), at least 1.
         seed: the same on all agents; any integer.
         start: the fast step at which iteration begins, at least 0.
+        shuffled: permute each epoch; else its samples come as 0, 1, 2, .., so that agent r always reads r, if
+            `samples` is `agents` and the batch size is 1.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -59,6 +62,7 @@ class BatchSampler:
     agents: int
     seed: int
     start: int = 0
+    shuffled: bool = True
 
     def __post_init__(self) -> None:
         _check_split(self.samples, self.batch_size, self.rank, self.agents)
@@ -75,10 +79,16 @@ class BatchSampler:
         keys: list[Key] = []
         while position < end:
             epoch, offset = divmod(position, self.samples)
-            indices = _permutation(self.samples, self.seed, epoch)[offset : offset + end - position].tolist()
+            indices = self._order(epoch, slice(offset, min(offset + end - position, self.samples)))
             keys += [(epoch, index) for index in indices]
             position += len(indices)
         return keys
+
+    def _order(self, epoch: int, part: slice) -> list[int]:
+        """Return a part of an epoch's samples in their order."""
+        if not self.shuffled:
+            return list(range(part.start, part.stop))
+        return _permutation(self.samples, self.seed, epoch)[part].tolist()
 
 
 @lru_cache(maxsize=2)  # a batch straddles two epochs; shared by all agents simulated in this process

@@ -1,9 +1,9 @@
 """All settings of a run file with their defaults and meanings, read from the sections themselves."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from dist_lookahead.train.config import Config
@@ -35,11 +35,17 @@ def settings() -> Iterator[str]:
         for index, section in enumerate(sections):
             if index:
                 yield "  # or"
-            yield from (_line(option, inner) for option, inner in section.model_fields.items())
+            yield from _lines(section, "  ")
 
 
-def _line(name: str, field: FieldInfo) -> str:
-    return f"  {name}: {_value(field)}  # {field.description}{_choices(field)}"
+def _lines(section: type[BaseModel], indent: str) -> Iterator[str]:
+    """The settings of a section, those of a section inside it below its name."""
+    for name, field in section.model_fields.items():
+        inside = list(_sections(field))
+        value = "" if inside else f" {_value(field)}"
+        yield f"{indent}{name}:{value}  # {field.description}{_choices(field)}"
+        for inner in inside:
+            yield from _lines(inner, f"{indent}  ")
 
 
 def _sections(field: FieldInfo) -> Iterator[type[BaseModel]]:
@@ -58,6 +64,7 @@ def _value(field: FieldInfo) -> str:
     only = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     if field.is_required():
         return only[0] if len(only) == 1 else "..."
-    default: Any = list(field.default) if isinstance(field.default, tuple) else field.default
+    kind: Any = Annotated[field.annotation, field]  # pyright: ignore[reportInvalidTypeForm] - made at run time
+    default = TypeAdapter(kind).dump_python(field.default, mode="json")
     written = write_yaml([default]).strip()
     return written.removeprefix("- ") if isinstance(default, list) else written[1:-1]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from dist_lookahead.train.progress import headlines
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.trainer import Outcome
 
@@ -20,7 +21,7 @@ def summary(outcome: Outcome, directory: RunDirectory, *, name: str, agents: int
 
 def _metrics(outcome: Outcome) -> Iterator[tuple[str, str]]:
     for which, metrics in outcome.metrics.items():
-        for name, value in metrics.items():
+        for name, value in headlines(metrics).items():
             shown = f"{100 * value:.2f} %" if name == "accuracy" else f"{value:.4f}"
             yield f"test {name} ({which} weights)", shown
 
@@ -36,6 +37,7 @@ def _cost(outcome: Outcome, agents: int) -> Iterator[tuple[str, str]]:
 def _files(directory: RunDirectory) -> Iterator[tuple[str, str]]:
     for what, path in (
         ("curves", directory.curves),
+        ("prediction", directory.prediction_picture),
         ("metrics", directory.metrics),
         ("TensorBoard", directory.tensorboard),
         ("checkpoints", directory.checkpoints),

@@ -12,7 +12,7 @@ from dist_lookahead.train.agent import Agent, all_weights
 from dist_lookahead.train.config import Config
 from dist_lookahead.train.exchange import sum_over_agents
 from dist_lookahead.train.history import History
-from dist_lookahead.train.progress import ProgressDisplay
+from dist_lookahead.train.progress import ProgressDisplay, headlines
 from dist_lookahead.train.recorder import Recorder
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.signals import StopRequest
@@ -67,7 +67,7 @@ class Trainer:
         self.agents = [Agent(config, task, c, world.device) for c in world.communicators]
         length = config.length(samples=task.samples, agents=world.agents)
         self.total = length.total
-        self.steps_per_epoch = task.samples / (config.data.batch_size * world.agents)
+        self.steps_per_epoch = task.samples / (config.feed.batch_size * world.agents)
         self.rate_factor = config.lr_schedule.factor(length)
         self.evaluation_period = config.evaluation.period(length)
         self.history = History(config, directory, self.agents, self.evaluation_period)
@@ -195,7 +195,9 @@ class Trainer:
             totals = sum_over_agents(self.world.communicators, rows, self.world.device)
             metrics = self.agents[0].task.report(dict(zip(names, totals, strict=True)))
             self.history.metrics[which] = metrics
-            self.progress.values({f"test {name}": value for name, value in metrics.items() if name != "loss"})
+            self.progress.values(
+                {f"test {name}": value for name, value in headlines(metrics).items() if name != "loss"}
+            )
             if self.recorder:
                 self.recorder.record("evaluation", self.step, {"weights": which, **metrics})
 

@@ -1,0 +1,89 @@
+"""Tasks by name: the sections of the file that each one has, and how it is built from them.
+
+A task is a function of its sections, named as in the file, and of `run`. The first of them says how it is fed.
+A new task is a module in `tasks`, a section, and a function here.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Protocol
+
+from dist_lookahead.tasks.quadratic import QuadraticTask
+from dist_lookahead.tasks.task import Task
+from dist_lookahead.tasks.vision import VisionTask
+from dist_lookahead.train.config_quadratic import Quadratic
+from dist_lookahead.train.config_sections import Data, ModelChoice, Run
+
+
+class Feed(Protocol):
+    """What the trainer asks of a task's first section."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per agent and fast step."""
+        ...
+
+    @property
+    def samples(self) -> int | None:
+        """Training samples, where the file alone says how many."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Processes that read the data of one agent."""
+        ...
+
+    @property
+    def pin_memory(self) -> bool:
+        """Whether batches are copied to page-locked memory."""
+        ...
+
+    @property
+    def download(self) -> bool:
+        """Whether building the task may write files that other agents read."""
+        ...
+
+
+def vision(run: Run, data: Data, model: ModelChoice) -> Task:
+    """Image classification."""
+    return VisionTask(
+        data=data.name,
+        model=model.name,
+        path=data.path,
+        download=data.download,
+        augment=data.augment,
+        label_smoothing=data.label_smoothing,
+        width=model.width,
+        dropout=model.dropout,
+        image_size=data.image_size,
+        seed=run.seed,
+    )
+
+
+def quadratic(run: Run, quadratic: Quadratic) -> Task:
+    """Noisy quadratics."""
+    return QuadraticTask(
+        curvature=quadratic.numbers("curvature"),
+        noise=quadratic.numbers("noise"),
+        offsets=quadratic.numbers("offsets"),
+        start=quadratic.numbers("start")[0],
+        repetitions=quadratic.repetitions,
+        seed=run.seed,
+    )
+
+
+TASKS: dict[str, Callable[..., Task]] = {"vision": vision, "quadratic": quadratic}
+
+
+def sections_of(task: str) -> tuple[str, ...]:
+    """Return the names of a task's own sections.
+
+    Example:
+        >>> sections_of("vision")
+        ('data', 'model')
+    """
+    return tuple(name for name in inspect.signature(TASKS[task]).parameters if name != "run")
+
+
+SECTIONS = tuple(dict.fromkeys(name for task in TASKS for name in sections_of(task)))
+"""The sections that not every task has."""
