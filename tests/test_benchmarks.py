@@ -6,16 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from benchmarks import report
+from benchmarks import quadratic, report, simulation
+from dist_lookahead import simulate
 
 ROOT = Path(__file__).parents[1]
 TINY = {
     "slow_step": ["--elements", "3000", "--threads", "1", "--chunks", "1000"],
     "sync": ["--sizes", "0.1M"],
     "local_step": ["--tensors", "1", "3", "--elements", "10"],
+    "simulation": ["--models", "mlp", "--agents", "2", "3"],
+    "quadratic": ["--agents", "1", "3", "--repetitions", "4"],
 }
-ROWS = {"slow_step": 4, "sync": 5, "local_step": 4}
+ROWS = {"slow_step": 4, "sync": 5, "local_step": 4, "simulation": 2, "quadratic": 2}
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -30,6 +35,29 @@ def test_a_benchmark_prints_and_writes_one_row_per_case(name: str, tmp_path: Pat
     assert all(len(row) == len(content["columns"]) for row in content["rows"])
     assert f"benchmarks.{name} " in content["command"]
     assert all(str(row[0]) in done.stdout for row in content["rows"])
+
+
+def test_the_quadratic_by_hand_is_what_the_agents_compute() -> None:
+    """A floor that does less, or something else, would make every ratio to it meaningless."""
+    by_hand, simulated = quadratic.ByHand(3, 5), quadratic.Simulated(3, 5)
+    for _ in range(4):
+        by_hand.round()
+        simulated.round()
+        assert by_hand.weights[0].detach().abs().min() > 0
+        for own, other in zip(by_hand.weights, simulated.weights, strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
+
+
+def test_simulated_networks_end_alike_in_either_order() -> None:
+    """Else the two columns would time two different trainings."""
+    start = nn.Sequential(nn.Flatten(), nn.Linear(simulation.SIZE**2, simulation.CLASSES))
+    teams = [[simulation.Agent(start, rank, end) for rank, end in enumerate(simulate(3))] for _ in range(2)]
+    for _ in range(2):
+        simulation.in_turn(teams[0])
+        simulation.apart(teams[1])
+    assert not torch.equal(next(teams[0][0].model.parameters()), next(start.parameters()))
+    for own, other in zip(*teams, strict=True):
+        assert all(map(torch.equal, own.model.parameters(), other.model.parameters()))
 
 
 def test_a_page_names_the_machine_and_holds_the_table() -> None:
