@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dist_lookahead.averaging.mixer import Mixer
 from dist_lookahead.bucket import Bucket
+from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.level import Level
 from dist_lookahead.move import slow_step
 
@@ -20,6 +21,7 @@ class BoundLevel:
         index: place in the stack, 0 innermost.
         level: the description.
         mixer: the level's way to average.
+        hearing: the agents whose mail comes with its sync.
         due: fast step of the next sync.
         slow: z per bucket, the part that this agent owns; empty without slow weights.
         momentum: v per bucket, likewise.
@@ -32,6 +34,7 @@ class BoundLevel:
     index: int
     level: Level
     mixer: Mixer
+    hearing: Communicator
     due: int
     slow: list[Tensor] = field(default_factory=list)
     momentum: list[Tensor] = field(default_factory=list)

@@ -62,7 +62,8 @@ class LineSearch:
         if not isinstance(limits, Optimal):
             return move.coefficients(step)
         pair = self._slope_and_bend(bound, buckets, step)
-        yield from bound.mixer.collect([pair])
+        if bound.mixer.group:
+            yield bound.mixer.group.all_reduce(pair)
         if not pair.isfinite().all():  # the loss overflows at one of the two points
             return limits.low, 0.0
         return float(line_alpha(*pair).clamp(limits.low, limits.high)), 0.0

@@ -45,13 +45,12 @@ class Mail:
 
     def write(self, tail: Tensor) -> None:
         """Fill the table before the sum."""
-        before, after = self._rank * len(FIELDS), (self._agents - self._rank - 1) * len(FIELDS)
-        row = [self.outgoing[field] % _LIMIT for field in FIELDS]
-        tail.copy_(tail.new_tensor([0] * before + row + [0] * after))
+        own = slice(self._rank * len(FIELDS), (self._rank + 1) * len(FIELDS))
+        tail.zero_()[own] = tail.new_tensor([self.outgoing[field] % _LIMIT for field in FIELDS])
 
     def read(self, tail: Tensor, members: Sequence[int]) -> None:
         """Take the table after a sum over some agents, the rows of others being empty."""
-        numbers = [int(number) for number in tail.tolist()]
+        numbers = tail.long().tolist()
         self.deliver({field: tuple(numbers[index :: len(FIELDS)]) for index, field in enumerate(FIELDS)}, members)
 
     def read_own(self) -> None:

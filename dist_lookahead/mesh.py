@@ -5,6 +5,7 @@ same place in each node, `Exact("world")` over all.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 WORLD = "world"
@@ -25,6 +26,8 @@ class Mesh:
         >>> mesh = Mesh((2, 4), ("node", "local"))
         >>> mesh.size, mesh.group("local", rank=5), mesh.group("node", rank=5)
         (8, (4, 5, 6, 7), (1, 5))
+        >>> mesh.group("world", rank=5) == mesh.group(("local", "node"), rank=5) == tuple(range(8))
+        True
     """
 
     shape: tuple[int, ...]
@@ -45,21 +48,30 @@ class Mesh:
         """Number of agents."""
         return math.prod(self.shape)
 
-    def group(self, axis: str, rank: int) -> tuple[int, ...]:
-        """Return the ranks along an axis through an agent, itself among them, in order.
+    def axes(self, name: str) -> tuple[str, ...]:
+        """Return the axis of this name; for "world" all axes.
 
         Raises:
             ValueError: for an axis that does not exist.
         """
-        if axis == WORLD:
-            return tuple(range(self.size))
-        if axis not in self.names:
+        if name != WORLD and name not in self.names:
             allowed = ", ".join(dict.fromkeys((*self.names, WORLD)))
-            raise ValueError(f"axis {axis!r} does not exist; allowed: {allowed}")
-        place = self.names.index(axis)
-        stride = math.prod(self.shape[place + 1 :])
-        first = rank - rank // stride % self.shape[place] * stride
-        return tuple(range(first, first + stride * self.shape[place], stride))
+            raise ValueError(f"axis {name!r} does not exist; allowed: {allowed}")
+        return self.names if name == WORLD else (name,)
+
+    def group(self, axis: str | Collection[str], rank: int) -> tuple[int, ...]:
+        """Return the ranks along an axis, or along several, through an agent; itself among them, in order.
+
+        Raises:
+            ValueError: for an axis that does not exist.
+        """
+        along = {name for one in ([axis] if isinstance(axis, str) else axis) for name in self.axes(one)}
+        ranks, stride = (rank,), self.size
+        for name, size in zip(self.names, self.shape, strict=True):
+            stride //= size
+            if name in along:
+                ranks = tuple(r - r // stride % size * stride + i * stride for r in ranks for i in range(size))
+        return ranks
 
 
 def as_mesh(agents: int | Mesh) -> Mesh:

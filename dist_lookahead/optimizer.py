@@ -31,7 +31,10 @@ class DistributedLookahead(Optimizer):
         levels: from a recipe such as `slowmo(tau=12)`, or a list of `Level`, innermost first.
         model: gives parameters their names, and the buffers to average; all its weights are taken from agent 0.
             Without it only the optimizer's parameters are looked after.
-        communicator: this agent's end; by default the default process group's, or that of a single agent.
+        mesh: of all processes, a `Mesh` or torch's own `DeviceMesh`, whose axes levels may average along; by default
+            "node" and "local", torchrun's nodes and the processes on each of them.
+        communicator: this agent's end, for simulated agents; by default that of the default process group over the
+            mesh, or of a single agent.
         model_buffers: "average" floating point buffers (BatchNorm statistics) over the agents at the outermost
             sync, or leave them "local".
         check_every: compare a checksum of the weights between agents after every so many syncs; 0 for the first
@@ -68,6 +71,7 @@ class DistributedLookahead(Optimizer):
         levels: Sequence[Level],
         *,
         model: nn.Module | None = None,
+        mesh: Any = None,
         communicator: Communicator | None = None,
         model_buffers: Literal["average", "local"] = "average",
         check_every: int = 0,
@@ -82,12 +86,16 @@ class DistributedLookahead(Optimizer):
             raise ValueError(f"model_buffers={model_buffers!r} must be 'average' or 'local'")
         if check_every < 0:
             raise ValueError(f"check_every={check_every} must be at least 0")
+        if mesh is not None and communicator is not None:
+            raise ValueError(
+                f"mesh={mesh} has no effect beside a communicator, which has its own: leave one of them out"
+            )
         self.inner = inner
         self.__setstate__({})
         self.stack = LevelStack(
             inner,
             levels,
-            communicator=default_communicator() if communicator is None else communicator,
+            communicator=default_communicator(mesh) if communicator is None else communicator,
             model=model,
             average_buffers=model_buffers == "average",
             check_every=check_every,

@@ -5,7 +5,7 @@ one Lookahead optimizer in another does not do that: the inner slow weights go s
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from dist_lookahead import slow_state
 from dist_lookahead.agreement import require_same, require_same_weights
 from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.bucket import Bucket, Weight, make_buckets
-from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending
+from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending, Work
 from dist_lookahead.failure import lost
 from dist_lookahead.fast_buffers import FastBuffers
 from dist_lookahead.level import Level, check_levels
@@ -69,10 +69,7 @@ class LevelStack:
         self.observer: Observer | None = None
         self.roster = Roster(inner, model)
         self.mail = Mail(communicator.rank, communicator.size)
-        self.bound = [
-            BoundLevel(index, level, level.mix.bind(communicator), level.when.after(0))
-            for index, level in enumerate(levels)
-        ]
+        self.bound = list(_bind(levels, communicator))
         self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
         self.model_buffers = ModelBuffers(model)
         self.line_search = LineSearch(levels, probe, model)
@@ -138,28 +135,29 @@ class LevelStack:
                 raise
         for bucket in self.buckets:
             bucket.scatter()
-        if joining and (self.communicator.size == 1 or any(bound.mixer.communicates for bound in due)):
+        if joining and (self.communicator.size == 1 or any(bound.mixer.group for bound in due)):
             yield from self._join(joining)
 
     def _fire(self, bound: BoundLevel) -> Pending:
         fast = [bucket.fast for bucket in self.buckets]
         self._observe("before", bound)
-        self._write_mail(bound)
+        tail, letter = self._write_mail(bound)
         yield from bound.mixer.collect(fast)
-        # A sharded sum holds this agent's part of the mail only: the rest comes with the other parts.
+        yield from letter
+        # A sharded sum holds this agent's part of the tail only: the rest comes with the other parts.
         if bound.mixer.shards == 1:
-            self._read_mail(bound)
+            self._read_mail(bound, tail)
         self._observe("averaged", bound)
         bound.coefficients = yield from self.line_search.coefficients(bound, self.buckets, self.clock)
         bound.move(self.buckets, self.rates)
         yield from bound.mixer.distribute(fast)
         if bound.mixer.shards > 1:
-            self._read_mail(bound)
+            self._read_mail(bound, tail)
         bound.commit(self.clock)
         yield from self._settle_below(bound)
         if bound is self.bound[-1]:
             yield from self._settle_buffers(bound)
-        if bound.mixer.communicates and self._checks(bound):
+        if bound.mixer.group and self._checks(bound):
             where = f"levels[{bound.index}] after fast step {self.clock}"
             yield from require_same_weights(bound.mixer.group, self.buckets, where)
         self._observe("after", bound)
@@ -173,11 +171,11 @@ class LevelStack:
                 lower.reset_momentum()
         if choice == "reset":
             self.fast_buffers.reset()
-        elif choice == "average" and bound.mixer.communicates:
+        elif choice == "average" and bound.mixer.group:
             yield from self.fast_buffers.average(bound.mixer.group, self.buckets)
 
     def _settle_buffers(self, bound: BoundLevel) -> Pending:
-        if bound.mixer.communicates and self.average_buffers:
+        if bound.mixer.group and self.average_buffers:
             yield from self.model_buffers.average(self.communicator)
         self.model_buffers.capture()
 
@@ -188,17 +186,24 @@ class LevelStack:
         if self.observer:
             getattr(self.observer, moment)(bound, self.buckets)
 
-    def _write_mail(self, bound: BoundLevel) -> None:
+    def _write_mail(self, bound: BoundLevel) -> tuple[Tensor, list[Work]]:
+        """Return where the mail is, and how it travels if not with the weights: all at once, to be waited for later."""
+        tail = self.buckets[0].tail
         if not bound.mixer.communicates:
-            return
+            return tail, []
         self.mail.outgoing["clock"] = self.clock
         if bound.level.fast_buffers == "average":
             self.mail.outgoing["buffers"] = fingerprint(self.fast_buffers.signature(self.buckets))
-        self.mail.write(self.buckets[0].tail)
+        if bound.mixer.sums_tails:
+            self.mail.write(tail)
+            return tail, []
+        letter = torch.empty_like(tail)
+        self.mail.write(letter)
+        return letter, [bound.hearing.all_reduce(letter)]
 
-    def _read_mail(self, bound: BoundLevel) -> None:
+    def _read_mail(self, bound: BoundLevel, tail: Tensor) -> None:
         if bound.mixer.communicates:
-            self.mail.read(self.buckets[0].tail, bound.mixer.group.members)
+            self.mail.read(tail, bound.hearing.members)
         elif self.communicator.size == 1:
             self.mail.read_own()
         else:
@@ -219,7 +224,13 @@ class LevelStack:
     def _signature(self, weights: Sequence[Weight]) -> list[str]:
         levels = [f"levels[{bound.index}] = {bound.level}" for bound in self.bound]
         settings = f"average_buffers={self.average_buffers}, check_every={self.check_every}, torch {torch.__version__}"
-        return [*levels, settings, *describe(weights), *describe(self.roster.untrained(), "untrained tensor")]
+        return [
+            str(self.communicator.mesh),
+            *levels,
+            settings,
+            *describe(weights),
+            *describe(self.roster.untrained(), "untrained tensor"),
+        ]
 
     def _build(self, groups: Iterable[Sequence[Weight]]) -> None:
         """Put weights into buckets and start their slow state; groups that join later get buckets of their own."""
@@ -238,7 +249,7 @@ class LevelStack:
         self.buckets.extend(buckets)
 
     def _make_buckets(self, weights: Sequence[Weight]) -> list[Bucket]:
-        parts = math.lcm(*(bound.mixer.shards for bound in self.bound))
+        parts = math.lcm(*(bound.mixer.parts for bound in self.bound))
         return make_buckets(weights, parts=parts, tail=0 if self.buckets else self.mail.length)
 
     def _rebuild(self, names: Sequence[Sequence[str]]) -> None:
@@ -313,6 +324,18 @@ class LevelStack:
         slow_state.load(self.bound, self.buckets, state_dict["levels"])
         self.clock, self._rates = state_dict["clock"], list(state_dict["rates"])
         self.model_buffers.slow = {name: tensor.clone() for name, tensor in state_dict["buffers"].items()}
+
+
+def _bind(levels: Sequence[Level], communicator: Communicator) -> Iterator[BoundLevel]:
+    """A level fires on the result of the one below: along the axes of that average agents hold the same weights."""
+    mesh = communicator.mesh
+    alike: dict[str, None] = {}
+    for index, level in enumerate(levels):
+        mixer = level.mix.bind(communicator, tuple(alike))
+        alike.update(dict.fromkeys(level.mix.axes(mesh)))
+        everybody = len(mesh.group(tuple(alike), communicator.rank)) == communicator.size
+        hearing = communicator if everybody or mixer.group is None else mixer.group
+        yield BoundLevel(index, level, mixer, hearing, level.when.after(0))
 
 
 def _rate(group: dict[str, Any]) -> Any:

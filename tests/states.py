@@ -1,5 +1,6 @@
 """Random stacks of levels, and the whole state of agents that train with one: fast and slow weights, slow momentum."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -31,10 +32,12 @@ class Crowd:
     def __init__(self, levels: Sequence[Level], start: Tensor, agents: int | Mesh) -> None:
         self.names = theory.columns(levels, agents)
         self.weights = [nn.Parameter(start.clone()) for _ in range(as_mesh(agents).size)]
-        self.optimizers = [
-            DistributedLookahead(torch.optim.SGD([w], lr=1.0), levels, communicator=end)
-            for w, end in zip(self.weights, simulate(agents), strict=True)
-        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # random stacks may well be unstable, and some steps show it yet
+            self.optimizers = [
+                DistributedLookahead(torch.optim.SGD([w], lr=1.0), levels, communicator=end)
+                for w, end in zip(self.weights, simulate(agents), strict=True)
+            ]
 
     def step(self, gradients: Tensor | None, rate: float) -> None:
         """Take a fast step with gradients (D, n)."""
@@ -64,14 +67,18 @@ class Crowd:
         letter, index, agents = self._place(name)
         if letter == "x":
             return self.weights[agents[0]].detach().clone()
-        bounds = [self.optimizers[agent].stack.bound[index] for agent in agents]
-        parts = [(bound.slow if letter == "z" else bound.momentum)[0] for bound in bounds]
+        wholes = [torch.zeros_like(self.optimizers[agent].stack.buckets[0].fast) for agent in agents]
+        for agent in agents:
+            stack = self.optimizers[agent].stack
+            bound, own = stack.bound[index], stack.bound[index].owned(stack.buckets[0])
+            part = (bound.slow if letter == "z" else bound.momentum)[0]
+            sharing = bound.hearing.members if bound.mixer.shards > 1 else (agent,)
+            for whole, holder in zip(wholes, agents, strict=True):
+                if holder in sharing:
+                    whole[own] = part
         size = len(self.weights[0])
-        if bounds[0].mixer.shards > 1:
-            members = bounds[0].mixer.group.members  # a group's agents have its parts, other groups the same ones again
-            return torch.cat([part for agent, part in zip(agents, parts, strict=True) if agent in members])[:size]
-        assert all(torch.equal(part[:size], parts[0][:size]) for part in parts), f"agents differ in {name}"
-        return parts[0][:size].clone()
+        assert all(torch.equal(whole[:size], wholes[0][:size]) for whole in wholes), f"agents differ in {name}"
+        return wholes[0][:size].clone()
 
     def _place(self, name: str) -> tuple[str, int, list[int]]:
         """The letter of a column, its level (0 for x), and the agents that hold it."""

@@ -1,13 +1,14 @@
-"""Exact averaging: every agent gets the mean of all, by all-reduce or by reduce-scatter and all-gather."""
+"""Exact averaging: every agent gets the mean of all along an axis of the mesh."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dist_lookahead.averaging.mixer import Alone, Mixer
-from dist_lookahead.comm.communicator import Communicator, Pending
+from dist_lookahead.averaging.mixer import Alone, Mixer, Own
+from dist_lookahead.averaging.reduction import AllReduced, Sharded, Split
+from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.mesh import Mesh
 
 
@@ -49,66 +50,39 @@ class Exact:
         weights = torch.zeros(mesh.size, mesh.size, dtype=torch.float64)
         return weights.scatter_(1, groups, 1 / groups.shape[1])
 
-    def bind(self, communicator: Communicator) -> Mixer:
-        """Return the mixer over the agents of this axis."""
-        agents = communicator.axis(self.axis)
-        if agents.size == 1:
-            return Alone().bind(agents)
-        return _Sharded(agents) if self.shard else _AllReduced(agents)
+    def axes(self, mesh: Mesh) -> tuple[str, ...]:
+        """Return the axes along which agents hold the same weights afterwards."""
+        return mesh.axes(self.axis)
 
+    def bind(self, communicator: Communicator, alike: Collection[str] = ()) -> Mixer:
+        """Return the mixer over the agents of this axis.
 
-class _AllReduced:
-    """Every agent has the whole sum."""
+        Args:
+            communicator: this agent's end of all agents.
+            alike: axes along which agents hold the same weights already, since lower levels have just averaged there.
+        """
+        mesh, group = communicator.mesh, communicator.axis(self.axis)
+        if group.size == 1:
+            return Own(None)
+        sizes = dict(zip(mesh.names, mesh.shape, strict=True))
+        own = mesh.axes(self.axis)
+        differing = [name for name in own if name not in alike and sizes[name] > 1]
+        sharing = [name for name in alike if sizes[name] > 1 and (differing or name in own)]
+        return self._over(differing, sharing, communicator) if differing or self.shard else Own(group)
 
-    communicates = True
-    shards = 1
-
-    def __init__(self, group: Communicator) -> None:
-        self.group = group
-
-    @property
-    def agents(self) -> int:
-        return self.group.size
-
-    def owned(self, length: int) -> slice:
-        return slice(0, length)
-
-    def collect(self, tensors: Sequence[Tensor]) -> Pending:
-        yield from [self.group.all_reduce(tensor) for tensor in tensors]
-
-    def distribute(self, tensors: Sequence[Tensor]) -> Pending:
-        yield from ()
-
-
-class _Sharded:
-    """Agent r has part r of n of the sum."""
-
-    communicates = True
-
-    def __init__(self, group: Communicator) -> None:
-        self.group = group
-
-    @property
-    def agents(self) -> int:
-        return self.group.size
-
-    @property
-    def shards(self) -> int:
-        return self.group.size
-
-    def owned(self, length: int) -> slice:
-        part = length // self.shards
-        assert part * self.shards == length
-        return slice(self.group.rank * part, (self.group.rank + 1) * part)
-
-    def collect(self, tensors: Sequence[Tensor]) -> Pending:
-        yield from [self.group.reduce_scatter(self._part(tensor), tensor) for tensor in tensors]
-
-    def distribute(self, tensors: Sequence[Tensor]) -> Pending:
-        yield from [self.group.all_gather(tensor, self._part(tensor)) for tensor in tensors]
-
-    def _part(self, tensor: Tensor) -> Tensor:
-        return tensor[self.owned(tensor.numel())]
+    def _over(self, differing: Sequence[str], sharing: Sequence[str], communicator: Communicator) -> Mixer:
+        """Split each tensor among agents that are near or alike, so that a byte goes far once and not for each."""
+        group = communicator.axis(self.axis)
+        if sharing:
+            far, near = self._over(differing, sharing[:-1], communicator), communicator.axis(sharing[-1])
+            return Split(far, near, group, alike=True, shard=self.shard)
+        if not differing:
+            return Own(group)
+        last = communicator.axis(differing[-1])
+        if len(differing) > 1:
+            far = self._over(differing[:-1], (), communicator)
+            return Split(far, last, group, alike=False, shard=self.shard)
+        return Sharded(last, group) if self.shard else AllReduced(last, group)
 
 
 Mix = Alone | Exact

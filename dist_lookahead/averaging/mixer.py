@@ -9,7 +9,7 @@ between them:
     distribute   afterwards each whole tensor holds what the owners have made of it
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,8 +24,8 @@ class Mixer(Protocol):
     """A level's way to average, bound to a communicator."""
 
     @property
-    def group(self) -> Communicator:
-        """This agent's end of the group that it averages with."""
+    def group(self) -> Communicator | None:
+        """This agent's end of the group that averages; None for a level of one agent."""
         ...
 
     @property
@@ -35,12 +35,22 @@ class Mixer(Protocol):
 
     @property
     def communicates(self) -> bool:
-        """Whether other agents take part."""
+        """Whether weights travel: not within a group whose agents hold the same ones already."""
+        ...
+
+    @property
+    def sums_tails(self) -> bool:
+        """Whether all elements of a tensor are summed over the group as they are, so that mail may travel with them."""
         ...
 
     @property
     def shards(self) -> int:
-        """Number of parts into which the slow state is split; a tensor's length is a multiple of it."""
+        """Number of parts into which the slow state is split."""
+        ...
+
+    @property
+    def parts(self) -> int:
+        """Number of equal parts into which a tensor must be divisible."""
         ...
 
     def owned(self, length: int) -> slice:
@@ -84,26 +94,39 @@ class Alone:
         """Return the averaging weights W (n, n), float64: the identity."""
         return torch.eye(mesh.size, dtype=torch.float64)
 
-    def bind(self, communicator: Communicator) -> Mixer:
+    def axes(self, mesh: Mesh) -> tuple[str, ...]:
+        """Return the axes along which agents hold the same weights afterwards."""
+        return ()
+
+    def bind(self, communicator: Communicator, alike: Collection[str] = ()) -> Mixer:
         """Return the mixer of an agent that listens to itself only."""
-        return _Own(communicator)
+        return Own(None)
 
 
-class _Own:
-    """The mixer of one agent: the sum over one is the tensor itself."""
+class Own:
+    """The mixer of one agent: the sum over one is the tensor itself.
+
+    Args:
+        group: of agents that all hold the same weights already; None for a level of one agent.
+    """
 
     agents = 1
     communicates = False
+    sums_tails = False
     shards = 1
+    parts = 1
 
-    def __init__(self, communicator: Communicator) -> None:
-        self.group = communicator
+    def __init__(self, group: Communicator | None) -> None:
+        self.group = group
 
     def owned(self, length: int) -> slice:
+        """Return all of it."""
         return slice(0, length)
 
     def collect(self, tensors: Sequence[Tensor]) -> Pending:
+        """Nothing is to be collected."""
         yield from ()
 
     def distribute(self, tensors: Sequence[Tensor]) -> Pending:
+        """Nothing is to be distributed."""
         yield from ()

@@ -5,10 +5,12 @@ reads the result. The communicator drives the generator: one with real processes
 simulated one steps the generators of all its agents together, in one process. So there is one code path for both.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Protocol
 
 from torch import Tensor
+
+from dist_lookahead.mesh import Mesh
 
 
 class Work(Protocol):
@@ -59,8 +61,18 @@ class Communicator(Protocol):
         ...
 
     @property
+    def mesh(self) -> Mesh:
+        """The mesh of all agents."""
+        ...
+
+    @property
     def bytes_sent(self) -> int:
         """Bytes that this agent has sent so far, as `ring_bytes` counts them."""
+        ...
+
+    @property
+    def bytes_along(self) -> Mapping[str, int]:
+        """The same by the axis of the group that it sent them to."""
         ...
 
     @property

@@ -1,5 +1,6 @@
 """Agents as processes: collectives over torch.distributed (NCCL, gloo)."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -7,54 +8,106 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending, Work, ring_bytes
 from dist_lookahead.comm.simulated import simulate
+from dist_lookahead.mesh import WORLD, Mesh
+
+# torch 2.15 renames them, and warns of the names that 2.11 has.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 ROLL_CALL_SECONDS = 2.0  # how long the survivors of a failure wait for each other's sign of life
+NODES = ("node", "local")
 
 
-def default_communicator() -> Communicator:
-    """Return the communicator of the default process group, or that of a single agent without one."""
+def default_communicator(mesh: Mesh | DeviceMesh | None = None) -> Communicator:
+    """Return the communicator of the default process group, or that of a single agent without one.
+
+    Args:
+        mesh: of the agents; None for torchrun's nodes and processes on each.
+    """
     if dist.is_available() and dist.is_initialized():
-        return ProcessGroupCommunicator()
+        return ProcessGroupCommunicator(mesh)
+    if mesh is not None:
+        raise ValueError(f"mesh={mesh} without a process group: call torch.distributed.init_process_group first")
     return simulate(1)[0]
 
 
-class ProcessGroupCommunicator:
-    """This process's end of the default process group (`torch.distributed.init_process_group`)."""
+def mesh_of_nodes() -> Mesh:
+    """Return the axes "node" and "local" that torchrun has started: nodes, and processes on each of them."""
+    size, local = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    return Mesh((size // local, local), NODES) if local and size % local == 0 else Mesh((size,))
 
-    def __init__(self) -> None:
+
+class ProcessGroupCommunicator:
+    """This process's end of the default process group (`torch.distributed.init_process_group`), or of a part of it.
+
+    Args:
+        mesh: of all processes, a description or torch's own; None for `mesh_of_nodes`.
+        axis: along which its group lies.
+        world: this process's end of the group of all, for a smaller one.
+
+    Raises:
+        ValueError: without a process group, and for a mesh of another size or order of ranks.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh | DeviceMesh | None = None,
+        axis: str = WORLD,
+        world: "ProcessGroupCommunicator | None" = None,
+    ) -> None:
         if not dist.is_initialized():
             raise ValueError("no process group: call torch.distributed.init_process_group first, or use torchrun")
-        self.rank = dist.get_rank()
-        self.size = dist.get_world_size()
-        self.members = tuple(range(self.size))
+        self.mesh = _described(mesh) if isinstance(mesh, DeviceMesh) else mesh or mesh_of_nodes()
+        if self.mesh.size != dist.get_world_size():
+            raise ValueError(
+                f"{self.mesh} has {self.mesh.size} agents, and there are {dist.get_world_size()} processes"
+            )
+        self._torch_mesh = mesh if isinstance(mesh, DeviceMesh) else None
+        self._axis, self._world = axis, world or self
+        self._axes: dict[str, ProcessGroupCommunicator] = {axis: self}
+        self.members = self.mesh.group(axis, dist.get_rank())
+        self.rank, self.size = self.members.index(dist.get_rank()), len(self.members)
+        self._group = self._torch_mesh.get_group(axis) if world and self._torch_mesh else None  # None: all processes
         self.bytes_sent = 0
+        self.bytes_along: dict[str, int] = {}
         self.seconds_syncing = 0.0
-        self._generation = self._agree_on_generation()
+        self._generation = self._agree_on_generation() if world is None else 0
 
     def axis(self, name: str) -> "ProcessGroupCommunicator":
-        """Return this communicator for "world"."""
-        if name != "world":
-            raise ValueError(f"axis {name!r} does not exist: the process group has the axis 'world' only")
-        return self
+        """Return this process's end of its group along an axis; all processes ask for the same axes in turn."""
+        world = self._world
+        if name not in world._axes:
+            self.mesh.group(name, 0)  # refuses an axis that is not there before anybody waits for the others
+            if world._torch_mesh is None:
+                device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+                world._torch_mesh = init_device_mesh(device, self.mesh.shape, mesh_dim_names=self.mesh.names)
+            world._axes[name] = ProcessGroupCommunicator(world._torch_mesh, name, world)
+        return world._axes[name]
 
     def all_reduce(self, tensor: Tensor) -> Work:
         """Start to sum `tensor` over the processes, in place."""
-        return self._start("all_reduce", tensor, lambda: dist.all_reduce(tensor, async_op=True))
+        return self._start("all_reduce", tensor, lambda: dist.all_reduce(tensor, group=self._group, async_op=True))
 
     def reduce_scatter(self, output: Tensor, tensor: Tensor) -> Work:
         """Start to sum `tensor` over the processes; process r gets part r."""
-        return self._start("reduce_scatter", tensor, lambda: dist.reduce_scatter_tensor(output, tensor, async_op=True))
+        return self._start(
+            "reduce_scatter",
+            tensor,
+            lambda: _reduce_scatter(output, tensor, group=self._group, async_op=True),
+        )
 
     def all_gather(self, output: Tensor, tensor: Tensor) -> Work:
         """Start to collect every process's `tensor` in `output`."""
-        return self._start("all_gather", output, lambda: dist.all_gather_into_tensor(output, tensor, async_op=True))
+        return self._start("all_gather", output, lambda: _all_gather(output, tensor, group=self._group, async_op=True))
 
     def broadcast(self, tensor: Tensor) -> Work:
-        """Start to overwrite `tensor` with process 0's."""
-        return self._start("broadcast", tensor, lambda: dist.broadcast(tensor, 0, async_op=True))
+        """Start to overwrite `tensor` with that of the group's first process."""
+        first = self.members[0]
+        return self._start("broadcast", tensor, lambda: dist.broadcast(tensor, first, group=self._group, async_op=True))
 
     def run(self, pending: Pending) -> None:
         """Wait for each work that the generator yields."""
@@ -64,16 +117,16 @@ class ProcessGroupCommunicator:
             while work is not None:
                 work = self._advance(pending, work)
         finally:
-            self.seconds_syncing += time.perf_counter() - start
+            self._world.seconds_syncing += time.perf_counter() - start
 
     def absent_ranks(self) -> tuple[int, ...]:
-        """After a failure: sign in at the rendezvous store and return the ranks that do not, () if unknown."""
+        """After a failure: sign in at the rendezvous store; return the group's ranks that do not, () if unknown."""
         try:
             store = dist.distributed_c10d._get_default_store()
-            prefix = f"dist_lookahead/{self._generation}/failed"
-            store.set(f"{prefix}/{self.rank}", "1")
+            prefix = f"dist_lookahead/{self._world._generation}/failed"
+            store.set(f"{prefix}/{self._world.rank}", "1")
             deadline = time.monotonic() + ROLL_CALL_SECONDS
-            absent = tuple(range(self.size))
+            absent = self.members
             while absent and time.monotonic() < deadline:
                 absent = tuple(r for r in absent if not store.check([f"{prefix}/{r}"]))
                 time.sleep(0.05)
@@ -90,13 +143,17 @@ class ProcessGroupCommunicator:
         return next(pending, None)
 
     def _start(self, kind: str, whole: Tensor, start: Callable[[], Work | None]) -> Work:
-        self.bytes_sent += ring_bytes(kind, whole.numel() * whole.element_size(), self.size)
+        self._world._count(self._axis, ring_bytes(kind, whole.numel() * whole.element_size(), self.size))
         try:
             work = start()
         except RuntimeError as error:  # a group that has failed before refuses at once
             raise CollectiveError(str(error), self.absent_ranks()) from error
         assert work is not None  # None stands for "not a member of the group"
         return work
+
+    def _count(self, axis: str, nbytes: int) -> None:
+        self.bytes_sent += nbytes
+        self.bytes_along[axis] = self.bytes_along.get(axis, 0) + nbytes
 
     def _agree_on_generation(self) -> int:
         # The store may outlive a restart of the workers, so that yesterday's roll call must not count today.
@@ -111,3 +168,12 @@ class ProcessGroupCommunicator:
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return default_communicator, ()
+
+
+def _described(mesh: DeviceMesh) -> Mesh:
+    """Describe torch's mesh; names are what levels average along."""
+    if not mesh.mesh_dim_names:
+        raise ValueError(f"{mesh} has no names: give mesh_dim_names, such as {NODES}, for levels to average along")
+    if mesh.mesh.flatten().tolist() != list(range(dist.get_world_size())):
+        raise ValueError(f"{mesh} must hold all ranks from 0 to {dist.get_world_size() - 1} in their order")
+    return Mesh(tuple(mesh.mesh.shape), mesh.mesh_dim_names)

@@ -103,18 +103,20 @@ class SimulatedCommunicator:
     ) -> None:
         self.members = mesh.group(axis, rank)
         self.rank, self.size = self.members.index(rank), len(self.members)
-        self._boards, self._mesh, self._world = boards, mesh, world or self
+        self.mesh, self._axis = mesh, axis
+        self._boards, self._world = boards, world or self
         self._board = boards.setdefault(self.members, _Board(self.size))
         self._axes: dict[str, SimulatedCommunicator] = {axis: self}
         self._started = 0
         self.bytes_sent = 0
+        self.bytes_along: dict[str, int] = {}
         self.seconds_syncing = 0.0
 
     def axis(self, name: str) -> "SimulatedCommunicator":
         """Return this agent's end of its group along an axis of the mesh."""
         world = self._world
         if name not in world._axes:
-            world._axes[name] = SimulatedCommunicator(self._boards, self._mesh, world.rank, name, world)
+            world._axes[name] = SimulatedCommunicator(self._boards, self.mesh, world.rank, name, world)
         return world._axes[name]
 
     def all_reduce(self, tensor: Tensor) -> Work:
@@ -143,9 +145,13 @@ class SimulatedCommunicator:
 
     def _post(self, kind: str, tensor: Tensor, output: Tensor, whole: Tensor) -> Work:
         number, self._started = self._started, self._started + 1
-        self._world.bytes_sent += ring_bytes(kind, whole.numel() * whole.element_size(), self.size)
+        self._world._count(self._axis, ring_bytes(kind, whole.numel() * whole.element_size(), self.size))
         self._board.post(number, self.rank, _Post(kind, tensor, output))
         return _BoardWork(self._board, number)
+
+    def _count(self, axis: str, nbytes: int) -> None:
+        self.bytes_sent += nbytes
+        self.bytes_along[axis] = self.bytes_along.get(axis, 0) + nbytes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SimulatedCommunicator":
         # A copied optimizer is a spare of the same agent: it talks through the same end.
