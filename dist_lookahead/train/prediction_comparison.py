@@ -131,9 +131,9 @@ def table(compared: Sequence[Compared]) -> Table:
     width = len(last[0].predicted)
     shown = coordinates(width, ROWS)
     some = f", {len(shown)} of {width} coordinates" if len(shown) < width else ""
-    title = f"{last[0].weights} weights after fast step {last[0].step}, with 99 % intervals{some}"
+    title = f"{last[0].weights} weights after fast step {last[0].step}, coordinates j, with 99 % intervals{some}"
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    for heading in ("coordinate", *(f"{what}\n{one.quantity}" for one in last for what in ("predicted", "measured"))):
+    for heading in ("j", *(f"{what}\n{one.quantity}" for one in last for what in ("predicted", "measured"))):
         table.add_column(heading, justify="right", no_wrap=True)
     for j in shown:
         table.add_row(str(j), *(cell for one in last for cell in _cells(one, j)))

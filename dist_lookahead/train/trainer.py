@@ -18,6 +18,8 @@ from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.signals import StopRequest
 from dist_lookahead.train.world import World
 
+STRETCH = 16  # fast steps of a simulated agent at most: a signal and the progress bar wait for those of all agents
+
 
 class DivergedError(RuntimeError):
     """The training loss is not a number any more."""
@@ -120,10 +122,11 @@ class Trainer:
         """Take fast steps until the end, or until agents have told each other of a signal; return that."""
         checkpoint = self.config.checkpoint.every
         while self.step < self.total:
-            factor = value_at(self.rate_factor, self.step)
+            until = self._pause()
             for agent in self.agents:
-                agent.train_step(factor)
-            self.step += 1
+                for step in range(self.step, until):
+                    agent.train_step(value_at(self.rate_factor, step))
+            self.step = until
             stack = self.agents[0].optimizer.stack
             if self.agents[0].synced:
                 self._after_sync()
@@ -137,6 +140,18 @@ class Trainer:
                 for agent in self.agents:
                     agent.optimizer.stack.raise_flag(stop.signal)
         return None
+
+    def _pause(self) -> int:
+        """Return the fast step up to which agents train before anything else happens.
+
+        Simulated agents take several steps each before the next one has its turn: what one works on stays in the
+        processor's cache. They meet at the sync only, so that the order makes no difference.
+        """
+        if len(self.agents) == 1:
+            return self.step + 1
+        checkpoint = self.config.checkpoint.every
+        due = max(self.agents[0].optimizer.stack.bound[0].due, self.step + 1)
+        return min(due, (self.step // checkpoint + 1) * checkpoint, self.total, self.step + STRETCH)
 
     def _after_sync(self) -> None:
         self.history.all_agents_passed()
