@@ -10,6 +10,7 @@ Known methods are points in this product:
     Multilayer Lookahead      (tau_1, Alone, Pull(alpha_1)), (tau_1 tau_2, Alone, Pull(alpha_2)), ...
     local SGD                 (tau, Exact, Copy)
     post-local SGD            (1 and later tau, Exact, Copy)
+    hierarchical local SGD    (tau_1, Exact("local"), Copy), (tau_2, Exact("node"), Copy)
     distributed Lookahead     (tau, Exact, Pull(alpha))
     SlowMo                    (tau, Exact, Pull(alpha, beta, follow_lr))
     BMUF                      (tau, Exact, Pull(zeta, eta))

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 WORLD = "world"
+NODES = ("node", "local")  # axes that every run has: nodes, and agents on each of them
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,34 @@ def post_local_sgd(tau: int = 16, *, start: int, fast_buffers: FastBuffers = "ke
     return [Level(Every(Piecewise(values=(1, tau), boundaries=(start,))), Exact(), Copy(), fast_buffers)]
 
 
+def hierarchical_local_sgd(
+    taus: Sequence[int] = (4, 32), *, axes: Sequence[str] = ("local", "node"), fast_buffers: FastBuffers = "keep"
+) -> list[Level]:
+    """Hierarchical local SGD: average often over agents that are near, seldom over those far away.
+
+    Every taus[0] steps x_i <- the mean over axes[0], every taus[1] steps then the mean over axes[1] of that, ..
+
+    Args:
+        taus: fast steps between averagings along each axis, each a multiple of the one before.
+        axes: of the mesh of agents, the nearest first; "local" and "node" are torchrun's.
+        fast_buffers: "keep", "reset" or "average", at the sync of each level over its axis.
+
+    Raises:
+        ValueError: where taus and axes are not equally many.
+
+    Defaults: taus are a choice of ours; the right ones depend on the links.
+
+    Example:
+        >>> [(level.when.tau, level.mix.axis) for level in hierarchical_local_sgd((2, 8))]
+        [(2, 'local'), (8, 'node')]
+
+    Reference: arXiv 1808.07217.
+    """
+    if len(taus) != len(axes):
+        raise ValueError(f"taus={tuple(taus)} and axes={tuple(axes)}: give one tau for each axis")
+    return [Level(Every(tau), Exact(axis), Copy(), fast_buffers) for tau, axis in zip(taus, axes, strict=True)]
+
+
 def distributed_lookahead(
     tau: Scheduled = 5, alpha: Alpha = 0.5, *, shard: bool = False, fast_buffers: FastBuffers = "keep"
 ) -> list[Level]:

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from dist_lookahead import DistributedLookahead, Level, simulate
+from dist_lookahead import DistributedLookahead, Level, Mesh, simulate
 from dist_lookahead.comm.communicator import Communicator
 
 BATCH = 16
@@ -86,7 +86,15 @@ def make_agent(
 
 def make_agents(agents: int, levels: Sequence[Level], **options: Any) -> list[Agent]:
     """Return simulated agents, to be stepped in turn."""
-    return [make_agent(rank, end, levels, **options) for rank, end in enumerate(simulate(agents))]
+    ends = simulate(mesh_for(levels, agents))
+    return [make_agent(rank, end, levels, **options) for rank, end in enumerate(ends)]
+
+
+def mesh_for(levels: Sequence[Level], agents: int) -> int | Mesh:
+    """Two nodes where there are as many agents, for levels along their axes."""
+    along = {getattr(level.mix, "axis", "world") for level in levels} - {"world"}
+    nodes = 2 if agents % 2 == 0 else 1
+    return Mesh((nodes, agents // nodes), ("node", "local")) if along else agents
 
 
 def train(agents: Sequence[Agent], steps: Iterable[int]) -> None:

@@ -110,6 +110,23 @@ def post_local_sgd(problem: Problem, tau: int, start: int) -> Trajectory:
         yield now(agents)
 
 
+def hierarchical_local_sgd(problem: Problem, groups: Sequence[Sequence[int]], near: int, far: int) -> Trajectory:
+    """arXiv 1808.07217: average within each group every `near` steps, and over all groups every `far` steps."""
+    agents = crowd(problem)
+    for k in range(problem.steps):
+        for agent in agents:
+            agent.step(k)
+        for group in groups if (k + 1) % near == 0 else ():
+            own = mean([agents[i] for i in group])
+            for i in group:
+                agents[i].become(own)
+        if (k + 1) % far == 0:
+            everybody = mean(agents)
+            for agent in agents:
+                agent.become(everybody)
+        yield now(agents)
+
+
 def distributed_lookahead(problem: Problem, tau: int, alpha: float) -> Trajectory:
     """Wang, Tantia, Ballas and Rabbat, ICASSP 2020, eq. 4: X <- [X - gamma G] P, here with n fast columns.
 

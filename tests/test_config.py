@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dist_lookahead import Alone, Copy, Every, Exact, Level, Optimal, Piecewise, Pull, slowmo
+from dist_lookahead import Alone, Copy, Every, Exact, Level, Mesh, Optimal, Piecewise, Pull, slowmo
 from dist_lookahead.schedule import value_at
 from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.config import Config, ConfigError, load_config, parse_config
@@ -150,7 +150,7 @@ BAD = [
     ("run.device=gpu", "run.device='gpu' is unknown; did you mean 'cpu'? allowed: auto, cpu, cuda"),
     ("agents=0", "agents=0 must be at least 1"),
     ("agents=2.0", "agents=2.0 must be a whole number"),
-    ("optimizer=SGD", "optimizer is unknown; allowed: run, agents, task"),
+    ("optimizer=SGD", "optimizer is unknown; allowed: run, agents, mesh, task"),
     ("data.batchsize=3", "data.batchsize is unknown; did you mean 'batch_size'? allowed: name"),
     ("data.name=digit", "data.name='digit' is unknown; did you mean 'digits'? allowed: digits, mnist"),
     ("data.name=cifar10", "data.path is missing: the folder that holds (or will hold) cifar-10-batches-py"),
@@ -339,3 +339,21 @@ def test_alpha_may_be_an_interval_to_choose_from(good: Path) -> None:
     ):
         (told,) = faults(good, f"levels={levels}")
         assert fault in told
+
+
+def test_a_mesh_names_the_axes_of_levels(good: Path) -> None:
+    levels = "levels={recipe: hierarchical_local_sgd, taus: [2, 4]}"
+    config = load_config(good, [levels, "mesh={node: 2, local: 3}"])
+    assert config.mesh == Mesh((2, 3), ("node", "local"))
+    assert parse_config(config.resolved()) == config
+    assert load_config(good, [levels]).mesh is None  # the axes are torchrun's
+    for settings, fault in (
+        (["mesh={node: 2, local: 0}"], "mesh: Mesh.shape=(2, 0): at least 1 agent"),
+        (["mesh=[2, 2]"], "mesh=[2, 2] must be a mapping of axes to numbers of agents"),
+        (["mesh={node: 2, local: 2}", "agents=3"], "agents=3 and mesh={'node': 2, 'local': 2} of 4 agents"),
+        (["mesh={rack: 2, local: 2}", levels], "axis='node' is unknown; allowed: rack, local, world, as mesh says"),
+        (["levels={recipe: hierarchical_local_sgd, axes: [locale, node]}"], "did you mean 'local'?"),
+        (["levels={recipe: hierarchical_local_sgd, axes: [local]}"], "give one tau for each axis"),
+        (["levels={recipe: hierarchical_local_sgd, axes: [1, 2]}"], "levels.axes=[1, 2] must be a list of texts"),
+    ):
+        assert any(fault in told for told in faults(good, *settings)), faults(good, *settings)

@@ -17,6 +17,7 @@ from dist_lookahead import (
     Cosine,
     DistributedLookahead,
     Every,
+    Exact,
     Level,
     Linear,
     Piecewise,
@@ -24,6 +25,7 @@ from dist_lookahead import (
     bmuf,
     diloco,
     distributed_lookahead,
+    hierarchical_local_sgd,
     local_sgd,
     lookahead,
     multilayer_lookahead,
@@ -50,6 +52,7 @@ ROWS = {
     "multilayer_lookahead": Row(multilayer_lookahead((1, TAU), (0.5, 0.8))),
     "local_sgd": Row(local_sgd(TAU), alone=[]),
     "post_local_sgd": Row(post_local_sgd(TAU, start=2), alone=[]),
+    "hierarchical_local_sgd": Row(hierarchical_local_sgd((1, TAU)), alone=[]),
     "distributed_lookahead": Row(distributed_lookahead(TAU), alone=lookahead(TAU)),
     "slowmo": Row(slowmo(TAU, beta=0.6), alone=[Level(Every(TAU), Alone(), Pull(1.0, 0.6, follow_lr=True))]),
     "bmuf": Row(bmuf(TAU, eta=0.6), alone=[Level(Every(TAU), Alone(), Pull(1.0, 0.6))]),
@@ -61,6 +64,12 @@ VARIANTS = {
     "diloco, reset": Row(diloco(TAU, 0.7, 0.6, fast_buffers="reset"), alone=snoo(TAU, 0.7, 0.6, fast_buffers="reset")),
     "local_sgd, average": Row(local_sgd(TAU, fast_buffers="average"), alone=[]),
     "scheduled": Row(slowmo(Piecewise((2, TAU), (4,)), Linear(0.5, 1.0, 6), Cosine(0.6, 0.1, 6))),
+    "Lookahead in a node, SlowMo across": Row(
+        [
+            Level(Every(1), Exact("local"), Pull(0.5)),
+            Level(Every(TAU), Exact("node", shard=True), Pull(1.0, 0.6, follow_lr=True)),
+        ]
+    ),
     "nested": Row([Level(Every(1), Alone(), Pull(0.5)), *slowmo(TAU, beta=0.6)]),
 }
 ALL = ROWS | VARIANTS
@@ -214,7 +223,7 @@ def test_nothing_is_sent_between_syncs(row: Row) -> None:
     for step in range(LAST):
         sent, rounds = agents[0].optimizer.stack.communicator.bytes_sent, [bound.rounds for bound in bounds]
         train(agents, [step])
-        fired = [b for b, r in zip(bounds, rounds, strict=True) if b.rounds > r and b.level.mix.communicates]
+        fired = [b for b, r in zip(bounds, rounds, strict=True) if b.rounds > r and b.mixer.communicates]
         assert (agents[0].optimizer.stack.communicator.bytes_sent > sent) == bool(fired)
 
 

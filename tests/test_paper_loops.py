@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import reference
 import torch
+from digits_training import mesh_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noisy_quadratic import FAST, MakeFast, Problem
@@ -30,6 +31,7 @@ from dist_lookahead import (
     bmuf,
     diloco,
     distributed_lookahead,
+    hierarchical_local_sgd,
     local_sgd,
     lookahead,
     multilayer_lookahead,
@@ -70,7 +72,8 @@ class Agent:
 
 
 def crowd(problem: Problem, levels: Sequence[Level]) -> list[Agent]:
-    return [Agent(problem, levels, rank, end) for rank, end in enumerate(simulate(problem.agents))]
+    ends = simulate(mesh_for(levels, problem.agents))
+    return [Agent(problem, levels, rank, end) for rank, end in enumerate(ends)]
 
 
 def ours(problem: Problem, levels: Sequence[Level]) -> Tensor:
@@ -111,6 +114,11 @@ METHODS = {
     ),
     "local_sgd": Method(local_sgd(4), partial(reference.local_sgd, tau=4)),
     "post_local_sgd": Method(post_local_sgd(4, start=6), partial(reference.post_local_sgd, tau=4, start=6)),
+    "hierarchical_local_sgd": Method(
+        hierarchical_local_sgd((2, 4)),
+        partial(reference.hierarchical_local_sgd, groups=[[0, 1], [2, 3]], near=2, far=4),
+        agents=(4,),
+    ),
     "distributed_lookahead": Method(
         distributed_lookahead(4, 0.5), partial(reference.distributed_lookahead, tau=4, alpha=0.5)
     ),

@@ -72,6 +72,14 @@ def test_from_every_step_of_a_period(crash_at: int, tmp_path: Path, monkeypatch:
         ),
         pytest.param(
             {
+                "agents": 4,
+                "mesh": {"node": 2, "local": 2},
+                "levels": {"recipe": "hierarchical_local_sgd", "taus": [2, 4]},
+            },
+            id="two nodes of two agents",
+        ),
+        pytest.param(
+            {
                 "agents": 2,
                 "precision": "fp16",
                 "model": {"name": "cnn", "width": 4, "dropout": 0.3},

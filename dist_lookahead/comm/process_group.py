@@ -12,14 +12,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending, Work, ring_bytes
 from dist_lookahead.comm.simulated import simulate
-from dist_lookahead.mesh import WORLD, Mesh
+from dist_lookahead.mesh import NODES, WORLD, Mesh
 
 # torch 2.15 renames them, and warns of the names that 2.11 has.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 ROLL_CALL_SECONDS = 2.0  # how long the survivors of a failure wait for each other's sign of life
-NODES = ("node", "local")
 
 
 def default_communicator(mesh: Mesh | DeviceMesh | None = None) -> Communicator:
@@ -32,7 +31,7 @@ def default_communicator(mesh: Mesh | DeviceMesh | None = None) -> Communicator:
         return ProcessGroupCommunicator(mesh)
     if mesh is not None:
         raise ValueError(f"mesh={mesh} without a process group: call torch.distributed.init_process_group first")
-    return simulate(1)[0]
+    return simulate(Mesh((1, 1), NODES))[0]
 
 
 def mesh_of_nodes() -> Mesh:
@@ -80,8 +79,9 @@ class ProcessGroupCommunicator:
     def axis(self, name: str) -> "ProcessGroupCommunicator":
         """Return this process's end of its group along an axis; all processes ask for the same axes in turn."""
         world = self._world
+        if len(self.mesh.group(name, 0)) == world.size:  # refuses an axis that is not there before anybody waits
+            return world
         if name not in world._axes:
-            self.mesh.group(name, 0)  # refuses an axis that is not there before anybody waits for the others
             if world._torch_mesh is None:
                 device = "cuda" if dist.get_backend() == "nccl" else "cpu"
                 world._torch_mesh = init_device_mesh(device, self.mesh.shape, mesh_dim_names=self.mesh.names)

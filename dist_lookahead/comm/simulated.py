@@ -115,6 +115,8 @@ class SimulatedCommunicator:
     def axis(self, name: str) -> "SimulatedCommunicator":
         """Return this agent's end of its group along an axis of the mesh."""
         world = self._world
+        if len(self.mesh.group(name, world.rank)) == world.size:
+            return world
         if name not in world._axes:
             world._axes[name] = SimulatedCommunicator(self._boards, self.mesh, world.rank, name, world)
         return world._axes[name]

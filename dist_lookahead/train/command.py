@@ -146,7 +146,8 @@ def _figure(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     config = load_config(options.file, options.overrides)
     _set_precision(config)
-    with join_world(agents=config.agents, device=config.run.device, timeout=config.run.timeout) as world:
+    device, timeout = config.run.device, config.run.timeout
+    with join_world(agents=config.agents, device=device, timeout=timeout, mesh=config.mesh) as world:
         task = _build_task(config, world.communicators, world.device)
         directory = _agree_on_directory(config, world, resume=options.resume)
         trainer = Trainer(config, task, world, directory, resume=options.resume)

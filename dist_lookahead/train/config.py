@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from dist_lookahead.level import Level
+from dist_lookahead.mesh import Mesh
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.config_faults import ConfigError, Faults, faults_of
 from dist_lookahead.train.config_file import override, read_yaml, write_yaml
@@ -32,6 +33,7 @@ from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import ConstantRate, LrSchedule
+from dist_lookahead.train.config_mesh import read_mesh, write_mesh
 from dist_lookahead.train.config_pairs import PAIRS, agents_faults, device_faults, length_faults, run_length
 from dist_lookahead.train.config_quadratic import Quadratic, kinds_faults
 from dist_lookahead.train.config_sections import (
@@ -65,6 +67,8 @@ class Config(Section):
     """Name, length, seed and device."""
     agents: int = Field(default=1, ge=1)
     """Agents simulated in this one process; under torchrun every process is one agent, and this is 1."""
+    mesh: Annotated[Mesh | None, PlainValidator(read_mesh), PlainSerializer(write_mesh)] = None
+    """Axes of the agents by size, such as {node: 2, local: 4}; null for torchrun's nodes and processes on each."""
     task: Annotated[str, one_of(TASKS)] = "vision"
     """What kind of thing is learnt: vision (image classification) or quadratic (noisy quadratics)."""
     data: Data | None = None
@@ -219,10 +223,11 @@ def _sound_sections(plain: Mapping[str, Any], faulty: Collection[int | str]) -> 
 
 def _pair_faults(sections: Mapping[str, Any]) -> Iterator[str]:
     """Run every check whose sections are all there."""
-    there = {name: section for name, section in sections.items() if section is not None}
-    if "task" in there:
-        there["feed"] = there.get(sections_of(there["task"])[0])
+    there = {name: section for name, section in sections.items() if section is not None or name not in SECTIONS}
+    feed = there.get(sections_of(there["task"])[0]) if "task" in there else None
+    if feed is not None:
+        there["feed"] = feed
     for check in PAIRS:
         needed = inspect.signature(check).parameters
-        if all(there.get(name) is not None for name in needed):
+        if there.keys() >= needed.keys():
             yield from check(**{name: there[name] for name in needed})

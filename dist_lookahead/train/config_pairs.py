@@ -11,12 +11,15 @@ import torch
 
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.level import Level
+from dist_lookahead.mesh import NODES, WORLD, Mesh
+from dist_lookahead.notation import is_unknown
 from dist_lookahead.schedule import Schedule
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS, build_model
 from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
+from dist_lookahead.train.config_mesh import write_mesh
 from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
 from dist_lookahead.train.config_sections import Data, ModelChoice, Performance, Precision, Run, Sync
 from dist_lookahead.train.config_tasks import Feed
@@ -88,8 +91,10 @@ def _device(run: Run, feed: Feed, precision: Precision) -> Iterator[str]:
     return device_faults(run.device, feed, precision)
 
 
-def _agents(agents: int, levels: Levels) -> Iterator[str]:
-    return agents_faults(agents, levels)
+def _agents(agents: int, mesh: Mesh | None, levels: Levels) -> Iterator[str]:
+    if mesh is not None and agents not in (1, mesh.size):
+        yield f"agents={agents} and mesh={write_mesh(mesh)} of {mesh.size} agents: leave one of them out"
+    yield from agents_faults(agents if mesh is None else mesh.size, levels)
 
 
 def _length(run: Run, feed: Feed, agents: int, levels: Levels, lr_schedule: LrSchedule) -> Iterator[str]:
@@ -115,11 +120,15 @@ def _model_takes_images(data: Data, model: ModelChoice) -> Iterator[str]:
         yield f"model: {error}"
 
 
+def _axes(mesh: Mesh | None, levels: Levels) -> Iterator[str]:
+    names = (*(NODES if mesh is None else mesh.names), WORLD)
+    for index, mix in enumerate(level.mix for level in levels.stack):
+        if isinstance(mix, Exact) and mix.axis not in names:
+            yield f"levels[{index}].mix.exact.axis={mix.axis!r} {is_unknown(mix.axis, names)}, as mesh says"
+
+
 def _averages(levels: Levels, sync: Sync) -> Iterator[str]:
     mixes = [level.mix for level in levels.stack]
-    for index, mix in enumerate(mixes):
-        if isinstance(mix, Exact) and mix.axis != "world":
-            yield f"levels[{index}].mix.exact.axis={mix.axis!r} is unknown; allowed: world"
     if any(mix.communicates for mix in mixes):
         return
     for name, field in Sync.model_fields.items():
@@ -135,6 +144,7 @@ def _images_have_an_order(model: ModelChoice, performance: Performance) -> Itera
 PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _device,
     _agents,
+    _axes,
     _length,
     _model_takes_images,
     _averages,

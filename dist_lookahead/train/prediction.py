@@ -90,7 +90,7 @@ def predict(config: Config, *, agents: int, steps: int, records: Iterable[Mappin
             start=quadratic.numbers("start")[0],
             lr=lr,
             steps=steps,
-            agents=agents,
+            agents=config.mesh or agents,
             momentum=config.inner.options.get("momentum", 0.0),
             nesterov=config.inner.options.get("nesterov", False),
         )

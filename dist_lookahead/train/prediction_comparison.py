@@ -130,8 +130,8 @@ def table(compared: Sequence[Compared]) -> Table:
     last = compared[-2:]
     width = len(last[0].predicted)
     shown = coordinates(width, ROWS)
-    some = f", {len(shown)} of {width} coordinates" if len(shown) < width else ""
-    title = f"{last[0].weights} weights after fast step {last[0].step}, coordinates j, with 99 % intervals{some}"
+    some = f"{len(shown)} of {width} " if len(shown) < width else ""
+    title = f"{last[0].weights} weights after fast step {last[0].step}, {some}coordinates j, with 99 % intervals"
     table = Table(title=title, box=box.SIMPLE_HEAD)
     for heading in ("j", *(f"{what}\n{one.quantity}" for one in last for what in ("predicted", "measured"))):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -37,7 +37,7 @@ def theory_report(config: Config, assumed: Assumptions) -> Iterator[str]:
 def _for_constant_levels(setting: Setting, end: End) -> Iterator[str]:
     levels = frozen(setting.levels, end=end)
     which = f", at the {end} end of a measured alpha" if len(ends(setting.levels)) > 1 else ""
-    yield from ("", f"Syncs as matrices{which}", *mixing_lines(levels, setting.agents))
-    yield from ("", f"The mean that moves like SGD{which}", *average_lines(levels, setting.agents))
+    yield from ("", f"Syncs as matrices{which}", *mixing_lines(levels, setting.crowd))
+    yield from ("", f"The mean that moves like SGD{which}", *average_lines(levels, setting.crowd))
     yield from ("", f"Convergence{which}", *bound_lines(setting, levels))
     yield from ("", f"Noisy quadratics{which}", *quadratic_lines(setting, levels))

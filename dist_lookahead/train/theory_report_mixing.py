@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dist_lookahead import theory
 from dist_lookahead.level import Level
+from dist_lookahead.mesh import Mesh
 from dist_lookahead.train.theory_report_text import coefficient, names, number, paragraph, table
 
 SHOWN = 4  # columns that are alike, before the middle ones are left out
@@ -15,14 +16,14 @@ MOST = 64  # agents in a matrix
 ROUNDING = 1e-3  # of eigenvalues, in matrices that cannot be diagonalised
 
 
-def mixing_lines(levels: Sequence[Level], agents: int) -> Iterator[str]:
+def mixing_lines(levels: Sequence[Level], agents: int | Mesh) -> Iterator[str]:
     """Yield P and its spectrum for each kind of sync.
 
     Args:
         levels: innermost first, without schedules.
-        agents: n.
+        agents: n, or a mesh of agents.
     """
-    if agents > MOST:
+    if isinstance(agents, int) and agents > MOST:
         yield from paragraph(f"Matrices are those of {MOST} agents: for {agents} they are alike, with 1/n in place.")
         agents = MOST
     for fired, step in _kinds(levels).items():
@@ -32,9 +33,9 @@ def mixing_lines(levels: Sequence[Level], agents: int) -> Iterator[str]:
         yield from paragraph(f"spectrum: {_spectrum(levels, agents, step)}")
 
 
-def average_lines(levels: Sequence[Level], agents: int) -> Iterator[str]:
+def average_lines(levels: Sequence[Level], agents: int | Mesh) -> Iterator[str]:
     """Yield the weights a with P a = a, y = X a, and how fast y moves, or why there is no such y."""
-    agents = min(agents, MOST)
+    agents = agents if isinstance(agents, Mesh) else min(agents, MOST)
     try:
         a = theory.fixed_vector(levels, agents)
     except ValueError as error:
@@ -81,18 +82,23 @@ def _cells(P: Tensor, columns: Sequence[str]) -> list[list[str]]:
     return [["", *titles], *([title, *cells] for title, cells in zip(titles, rows, strict=True))]
 
 
-def _spectrum(levels: Sequence[Level], agents: int, step: int) -> str:
+def _spectrum(levels: Sequence[Level], agents: int | Mesh, step: int) -> str:
     """Each eigenvalue with its multiplicity.
 
-    As agents are alike, P acts on what they share as for one agent, and on each of the n - 1 ways to differ as on the
-    only one of two agents.
+    Where agents are alike, P acts on what they share as for one agent, and on each of the n - 1 ways to differ as on
+    the only one of two agents.
     """
+    if isinstance(agents, Mesh):
+        return _counted(Counter(_eigenvalues(levels, agents, step)))
     one, two = (Counter(_eigenvalues(levels, few, step)) for few in (1, 2))
-    counts = one + Counter({value: (agents - 1) * count for value, count in (two - one).items()})
+    return _counted(one + Counter({value: (agents - 1) * count for value, count in (two - one).items()}))
+
+
+def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{value} ({count} times)" if count > 1 else value for value, count in counts.items())
 
 
-def _eigenvalues(levels: Sequence[Level], agents: int, step: int) -> Iterator[str]:
+def _eigenvalues(levels: Sequence[Level], agents: int | Mesh, step: int) -> Iterator[str]:
     """By decreasing modulus: 1 for what stays, beta for slow momentum that is kept, 0 for what is overwritten."""
     betas = {level.move.coefficients(0)[1] for level in levels}
     known = {0.0: "0", 1.0: "1"} | {beta: f"beta = {number(beta)}" for beta in betas if beta}

@@ -8,6 +8,7 @@ import torch
 from dist_lookahead import theory
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.level import Every, Level
+from dist_lookahead.mesh import Mesh
 from dist_lookahead.move import Pull
 from dist_lookahead.theory.quadratic_oracle import Stationary
 from dist_lookahead.train.theory_report_setting import Setting
@@ -32,7 +33,7 @@ def quadratic_lines(setting: Setting, levels: Sequence[Level]) -> Iterator[str]:
     """
     marks = dict.fromkeys(RATES, "") | {_rate(setting.lr * a): f"curvature {number(a)}" for a in setting.curvatures}
     rates = torch.tensor(sorted(marks), dtype=torch.float64)
-    own = _settled(levels, rates, setting, setting.agents)
+    own = _settled(levels, rates, setting, setting.crowd)
     alone = _settled(SGD, rates, setting, 1)
     tau = levels[-1].when.after(0)
     rows = [
@@ -54,7 +55,7 @@ def quadratic_lines(setting: Setting, levels: Sequence[Level]) -> Iterator[str]:
 
 def verdict_lines(setting: Setting) -> Iterator[str]:
     """Yield the verdict on stability, and a warning of a run that is beyond it."""
-    said = theory.verdict(setting.levels, agents=setting.agents, momentum=setting.momentum, nesterov=setting.nesterov)
+    said = theory.verdict(setting.levels, agents=setting.crowd, momentum=setting.momentum, nesterov=setting.nesterov)
     yield from paragraph(said.sentence)
     beyond = [a for a in setting.curvatures if setting.lr * a >= said.limit]
     if beyond:
@@ -69,7 +70,7 @@ def _rate(value: float) -> float:
     return float(f"{value:.12g}")
 
 
-def _settled(levels: Sequence[Level], rates: torch.Tensor, setting: Setting, agents: int) -> Stationary:
+def _settled(levels: Sequence[Level], rates: torch.Tensor, setting: Setting, agents: int | Mesh) -> Stationary:
     """Everything depends on the product of learning rate and curvature, so that the rate is 1."""
     return theory.stationary(
         levels, curvature=rates, noise=1.0, lr=1.0, agents=agents, momentum=setting.momentum, nesterov=setting.nesterov

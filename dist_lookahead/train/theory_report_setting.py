@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.level import Level
+from dist_lookahead.mesh import NODES, WORLD, Mesh
 from dist_lookahead.train.config import Config, ConfigError
 from dist_lookahead.train.config_inner import Inner
+from dist_lookahead.train.config_mesh import write_mesh
 from dist_lookahead.train.config_pairs import agents_faults
 from dist_lookahead.train.config_quadratic import Quadratic, kinds_faults
 
@@ -58,6 +61,7 @@ class Setting:
     Attributes:
         levels: innermost first, schedules included.
         agents: n.
+        mesh: of the agents, where levels average along its axes.
         lr: gamma, constant.
         steps: K, None where only the data say how long an epoch is.
         momentum: of SGD; 0 for other optimizers.
@@ -73,6 +77,7 @@ class Setting:
 
     levels: tuple[Level, ...]
     agents: int
+    mesh: Mesh | None
     lr: float
     steps: int | None
     momentum: float
@@ -85,6 +90,11 @@ class Setting:
     constants: tuple[str, ...]
     remarks: tuple[str, ...]
 
+    @property
+    def crowd(self) -> int | Mesh:
+        """The agents, as the theory asks for them."""
+        return self.mesh or self.agents
+
 
 def setting_of(config: Config, assumed: Assumptions) -> Setting:
     """Return what is known of a run.
@@ -94,6 +104,7 @@ def setting_of(config: Config, assumed: Assumptions) -> Setting:
     """
     agents = assumed.agents or _agents(config)
     faults = [
+        *_mesh_faults(config, agents),
         *agents_faults(agents, config.levels),
         *(kinds_faults(agents, config.quadratic) if config.quadratic else ()),
     ]
@@ -105,6 +116,7 @@ def setting_of(config: Config, assumed: Assumptions) -> Setting:
     return Setting(
         levels=config.levels.stack,
         agents=agents,
+        mesh=_mesh(config, agents),
         lr=assumed.lr or options["lr"],
         steps=_steps(config, agents),
         momentum=options.get("momentum", 0.0) if is_sgd else 0.0,
@@ -154,7 +166,29 @@ def _a_few(values: list[float]) -> tuple[float, ...]:
     return tuple(values) if len(values) <= 3 else (values[0], values[len(values) // 2], values[-1])
 
 
+def _along(config: Config) -> list[str]:
+    """The axes along which levels average, "world" aside."""
+    mixes = [level.mix for level in config.levels.stack]
+    return [mix.axis for mix in mixes if isinstance(mix, Exact) and mix.axis != WORLD]
+
+
+def _mesh(config: Config, agents: int) -> Mesh | None:
+    """The file's mesh, or two nodes, where levels average along axes."""
+    if not _along(config):
+        return None
+    return config.mesh or Mesh((2, agents // 2), NODES)
+
+
+def _mesh_faults(config: Config, agents: int) -> Iterator[str]:
+    if config.mesh is not None and agents != config.mesh.size:
+        yield f"--agents {agents} with mesh={write_mesh(config.mesh)} of {config.mesh.size} agents: leave one out"
+    elif config.mesh is None and _along(config) and agents % 2:
+        yield f"{agents} agents on two nodes, which are assumed for levels along {_along(config)[0]!r}: give mesh"
+
+
 def _agents(config: Config) -> int:
+    if config.mesh is not None:
+        return config.mesh.size
     averages = any(level.mix.communicates for level in config.levels.stack)
     if config.agents > 1 or not averages:
         return config.agents
@@ -170,8 +204,10 @@ def _steps(config: Config, agents: int) -> int | None:
 
 
 def _remarks(config: Config, assumed: Assumptions, agents: int) -> Iterator[str]:
-    if agents != config.agents and assumed.agents is None:
+    if agents != config.agents and assumed.agents is None and config.mesh is None:
         yield f"The file says agents={config.agents}, as for torchrun: {agents} are assumed, or what --agents says."
+    if _along(config) and config.mesh is None:
+        yield "The agents are taken to be on two nodes: the file has no mesh."
     if config.lr_schedule.name != "constant" or config.lr_schedule.warmup:
         yield "The learning rate is taken as constant: lr_schedule is left out."
     if config.quadratic and config.quadratic.samples > 1:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.comm.simulated import simulate
+from dist_lookahead.mesh import NODES, Mesh
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,21 @@ class World:
 
 
 @contextmanager
-def join_world(*, agents: int, device: str, timeout: float) -> Iterator[World]:
+def join_world(*, agents: int, device: str, timeout: float, mesh: Mesh | None = None) -> Iterator[World]:
     """Enter the process group of torchrun if there is one, else simulate.
 
     Args:
         agents: agents to simulate in this process.
         device: "auto", "cpu" or "cuda".
         timeout: seconds of silence after which a collective fails.
+        mesh: axes of the agents; None for those of nodes, of which a simulation has one.
 
     Raises:
-        ValueError: for simulated agents under torchrun, and for a device that is not there.
+        ValueError: for simulated agents under torchrun, a mesh of another size, and a device that is not there.
     """
     chosen = _device(device)
     if "WORLD_SIZE" not in os.environ:
-        yield World(simulate(agents), chosen)
+        yield World(simulate(mesh or Mesh((1, agents), NODES)), chosen)
         return
     if agents > 1:
         raise ValueError(
@@ -63,7 +65,7 @@ def join_world(*, agents: int, device: str, timeout: float) -> Iterator[World]:
         backend, timeout=timedelta(seconds=timeout), device_id=chosen if backend == "nccl" else None
     )
     try:
-        yield World([ProcessGroupCommunicator()], chosen)
+        yield World([ProcessGroupCommunicator(mesh)], chosen)
     finally:
         dist.destroy_process_group()
 
