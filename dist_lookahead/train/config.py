@@ -223,7 +223,9 @@ def _sound_sections(plain: Mapping[str, Any], faulty: Collection[int | str]) -> 
 
 def _pair_faults(sections: Mapping[str, Any]) -> Iterator[str]:
     """Run every check whose sections are all there."""
-    there = {name: section for name, section in sections.items() if section is not None or name not in SECTIONS}
+    there: dict[str, Any] = {
+        name: section for name, section in sections.items() if section is not None or name not in SECTIONS
+    }
     feed = there.get(sections_of(there["task"])[0]) if "task" in there else None
     if feed is not None:
         there["feed"] = feed
