@@ -69,7 +69,7 @@ def require_same_weights(communicator: Communicator, buckets: Iterable[Bucket], 
         name = slots[wrong[0]][1].weight.name
         checksums = who_says_what([f"{value:x}" for value in table[:, wrong[0]].tolist()], communicator.members)
         raise RuntimeError(
-            f"{where}: agents hold different slow weights in {len(wrong)} of {len(slots)} parameters, "
+            f"{where}: agents hold different weights in {len(wrong)} of {len(slots)} parameters, "
             f"first {name!r} (checksums: {checksums}). They must start equal and do the same arithmetic: "
             "load weights on all agents, use the same learning rates, PyTorch and hardware"
         )

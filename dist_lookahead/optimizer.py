@@ -35,6 +35,8 @@ class DistributedLookahead(Optimizer):
             "node" and "local", torchrun's nodes and the processes on each of them.
         communicator: this agent's end, for simulated agents; by default that of the default process group over the
             mesh, or of a single agent.
+        data_parallel: axis of the mesh along which agents average their gradients in each fast step already, by DDP
+            over that axis's process group for instance. They hold the same weights, which go far once for all of them.
         model_buffers: "average" floating point buffers (BatchNorm statistics) over the agents at the outermost
             sync, or leave them "local".
         check_every: compare a checksum of the weights between agents after every so many syncs; 0 for the first
@@ -73,6 +75,7 @@ class DistributedLookahead(Optimizer):
         model: nn.Module | None = None,
         mesh: Any = None,
         communicator: Communicator | None = None,
+        data_parallel: str | None = None,
         model_buffers: Literal["average", "local"] = "average",
         check_every: int = 0,
         probe: Callable[[int], object] | None = None,
@@ -100,6 +103,7 @@ class DistributedLookahead(Optimizer):
             average_buffers=model_buffers == "average",
             check_every=check_every,
             probe=probe,
+            data_parallel=data_parallel,
         )
         for sentence in instabilities(levels, inner, agents=self.stack.communicator.size):
             warnings.warn(sentence, stacklevel=2)

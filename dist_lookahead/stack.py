@@ -44,6 +44,7 @@ class LevelStack:
         check_every: compare a checksum of the weights between agents after every so many syncs of a level (always
             after its first); 0 for never again.
         probe: computes gradients for levels with alpha=Optimal.
+        data_parallel: axis along which agents share their gradients in each fast step, and so their weights.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class LevelStack:
         average_buffers: bool = True,
         check_every: int = 0,
         probe: Probe | None = None,
+        data_parallel: str | None = None,
     ) -> None:
         levels = check_levels(levels)
         self.inner = inner
@@ -69,7 +71,8 @@ class LevelStack:
         self.observer: Observer | None = None
         self.roster = Roster(inner, model)
         self.mail = Mail(communicator.rank, communicator.size)
-        self.bound = list(_bind(levels, communicator))
+        self._near = communicator.axis(data_parallel) if data_parallel else None
+        self.bound = list(_bind(levels, communicator, data_parallel))
         self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
         self.model_buffers = ModelBuffers(model)
         self.line_search = LineSearch(levels, probe, model)
@@ -124,6 +127,7 @@ class LevelStack:
         self.flags = (0,) * self.communicator.size
         for bucket in self.buckets:
             bucket.gather()
+        yield from self._check_shared_gradients(due)
         for bound in due:
             try:
                 yield from self._fire(bound)
@@ -157,7 +161,7 @@ class LevelStack:
         yield from self._settle_below(bound)
         if bound is self.bound[-1]:
             yield from self._settle_buffers(bound)
-        if bound.mixer.group and self._checks(bound):
+        if bound.mixer.group and self._checks(bound.rounds):
             where = f"levels[{bound.index}] after fast step {self.clock}"
             yield from require_same_weights(bound.mixer.group, self.buckets, where)
         self._observe("after", bound)
@@ -179,8 +183,14 @@ class LevelStack:
             yield from self.model_buffers.average(self.communicator)
         self.model_buffers.capture()
 
-    def _checks(self, bound: BoundLevel) -> bool:
-        return bound.rounds == 1 or (self.check_every > 0 and bound.rounds % self.check_every == 0)
+    def _check_shared_gradients(self, due: Sequence[BoundLevel]) -> Pending:
+        """Weights that differ where gradients are said to be shared would be mixed up by a sync that relies on it."""
+        if self._near and any(self._checks(bound.rounds + 1) for bound in due):
+            where = f"before the sync after fast step {self.clock}, along the axis of data_parallel"
+            yield from require_same_weights(self._near, self.buckets, where)
+
+    def _checks(self, rounds: int) -> bool:
+        return rounds == 1 or (self.check_every > 0 and rounds % self.check_every == 0)
 
     def _observe(self, moment: Literal["before", "averaged", "after"], bound: BoundLevel) -> None:
         if self.observer:
@@ -326,10 +336,10 @@ class LevelStack:
         self.model_buffers.slow = {name: tensor.clone() for name, tensor in state_dict["buffers"].items()}
 
 
-def _bind(levels: Sequence[Level], communicator: Communicator) -> Iterator[BoundLevel]:
+def _bind(levels: Sequence[Level], communicator: Communicator, shared: str | None) -> Iterator[BoundLevel]:
     """A level fires on the result of the one below: along the axes of that average agents hold the same weights."""
     mesh = communicator.mesh
-    alike: dict[str, None] = {}
+    alike: dict[str, None] = dict.fromkeys(mesh.axes(shared) if shared else ())
     for index, level in enumerate(levels):
         mixer = level.mix.bind(communicator, tuple(alike))
         alike.update(dict.fromkeys(level.mix.axes(mesh)))

@@ -14,14 +14,14 @@ class Crash(Exception):
 
 
 def crash_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Agent.train_step
+    original = Agent.backward
 
-    def train_step(agent: Agent, factor: float) -> None:
+    def backward(agent: Agent, factor: float) -> None:
         if agent.step == step:
             raise Crash
         original(agent, factor)
 
-    monkeypatch.setattr(Agent, "train_step", train_step)
+    monkeypatch.setattr(Agent, "backward", backward)
 
 
 def compare(tmp_path: Path, crash_at: int, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> None:
@@ -77,6 +77,14 @@ def test_from_every_step_of_a_period(crash_at: int, tmp_path: Path, monkeypatch:
                 "levels": {"recipe": "hierarchical_local_sgd", "taus": [2, 4]},
             },
             id="two nodes of two agents",
+        ),
+        pytest.param(
+            {
+                "agents": 4,
+                "mesh": {"node": 2, "local": 2},
+                "inner": {"name": "SGD", "lr": 0.05, "momentum": 0.9, "data_parallel": "ddp"},
+            },
+            id="gradients shared inside a node",
         ),
         pytest.param(
             {

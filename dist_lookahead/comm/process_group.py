@@ -70,7 +70,7 @@ class ProcessGroupCommunicator:
         self._axes: dict[str, ProcessGroupCommunicator] = {axis: self}
         self.members = self.mesh.group(axis, dist.get_rank())
         self.rank, self.size = self.members.index(dist.get_rank()), len(self.members)
-        self._group = self._torch_mesh.get_group(axis) if world and self._torch_mesh else None  # None: all processes
+        self.process_group = self._torch_mesh.get_group(axis) if world and self._torch_mesh else dist.group.WORLD
         self.bytes_sent = 0
         self.bytes_along: dict[str, int] = {}
         self.seconds_syncing = 0.0
@@ -90,24 +90,34 @@ class ProcessGroupCommunicator:
 
     def all_reduce(self, tensor: Tensor) -> Work:
         """Start to sum `tensor` over the processes, in place."""
-        return self._start("all_reduce", tensor, lambda: dist.all_reduce(tensor, group=self._group, async_op=True))
+        return self._start(
+            "all_reduce", tensor, lambda: dist.all_reduce(tensor, group=self.process_group, async_op=True)
+        )
 
     def reduce_scatter(self, output: Tensor, tensor: Tensor) -> Work:
         """Start to sum `tensor` over the processes; process r gets part r."""
         return self._start(
             "reduce_scatter",
             tensor,
-            lambda: _reduce_scatter(output, tensor, group=self._group, async_op=True),
+            lambda: _reduce_scatter(output, tensor, group=self.process_group, async_op=True),
         )
 
     def all_gather(self, output: Tensor, tensor: Tensor) -> Work:
         """Start to collect every process's `tensor` in `output`."""
-        return self._start("all_gather", output, lambda: _all_gather(output, tensor, group=self._group, async_op=True))
+        return self._start(
+            "all_gather", output, lambda: _all_gather(output, tensor, group=self.process_group, async_op=True)
+        )
 
     def broadcast(self, tensor: Tensor) -> Work:
         """Start to overwrite `tensor` with that of the group's first process."""
         first = self.members[0]
-        return self._start("broadcast", tensor, lambda: dist.broadcast(tensor, first, group=self._group, async_op=True))
+        return self._start(
+            "broadcast", tensor, lambda: dist.broadcast(tensor, first, group=self.process_group, async_op=True)
+        )
+
+    def count(self, collective: str, nbytes: int) -> None:
+        """Count what others have sent over this group, such as DDP."""
+        self._world._count(self._axis, ring_bytes(collective, nbytes, self.size))
 
     def run(self, pending: Pending) -> None:
         """Wait for each work that the generator yields."""
@@ -143,7 +153,7 @@ class ProcessGroupCommunicator:
         return next(pending, None)
 
     def _start(self, kind: str, whole: Tensor, start: Callable[[], Work | None]) -> Work:
-        self._world._count(self._axis, ring_bytes(kind, whole.numel() * whole.element_size(), self.size))
+        self.count(kind, whole.numel() * whole.element_size())
         try:
             work = start()
         except RuntimeError as error:  # a group that has failed before refuses at once

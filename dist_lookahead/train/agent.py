@@ -11,6 +11,7 @@ from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.optimizer import DistributedLookahead
 from dist_lookahead.tasks.task import Batch, Task
 from dist_lookahead.train.config import Config
+from dist_lookahead.train.data_parallel import AXIS, count_bytes, shared
 from dist_lookahead.train.dynamics import Dynamics
 from dist_lookahead.train.random_state import RandomState, derive_seed
 from dist_lookahead.train.sampler import BatchSampler, evaluation_split, loader
@@ -41,16 +42,22 @@ class Agent:
             model_buffers=config.sync.model_buffers,
             check_every=config.sync.check_every,
             probe=self._probe if any(level.move.searches for level in levels) else None,
+            data_parallel=AXIS if self.shares_gradients else None,
         )
         self.dynamics = Dynamics(self.optimizer.stack) if config.logging.dynamics else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self._forward = self._compiled()
+        self._forward = shared(self._compiled(), communicator) if self.shares_gradients else self._compiled()
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._batches: Iterator[Batch] | None = None
         self._sampler: BatchSampler | None = None
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.loss_steps = 0
+
+    @property
+    def shares_gradients(self) -> bool:
+        """Whether gradients are averaged over the agents of a node in each fast step."""
+        return self.config.inner.data_parallel != "none"
 
     @property
     def synced(self) -> bool:
@@ -81,6 +88,11 @@ class Agent:
 
     def train_step(self, factor: float) -> None:
         """Take one fast step with the learning rates at `factor` times their configured values."""
+        self.backward(factor)
+        self.update()
+
+    def backward(self, factor: float) -> None:
+        """Compute the gradients of a fast step."""
         assert self._batches is not None
         self._set_rates(factor)
         with self.random.active():
@@ -89,10 +101,15 @@ class Agent:
             with self._precision():
                 loss = self.task.loss(self._forward, batch)
             self.scaler.scale(loss).backward()
+        if self.shares_gradients:
+            count_bytes(self.model, self.communicator)
         # Counted before the sync, which belongs to this step.
         self.step += 1
         self.loss_sum += loss.detach()
         self.loss_steps += 1
+
+    def update(self) -> None:
+        """Step with the gradients that are there, and meet the others where a sync is due."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

@@ -18,6 +18,8 @@ UNFIT = {
     "SparseAdam": "needs sparse gradients, which no model here has",
     "Muon": "takes matrices only, and every model here has vectors too",
 }
+PARALLEL = ("none", "ddp")
+OWN = ("decay_norm_and_bias", "data_parallel")  # settings beside the optimizer's
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     name: kind
     for name, kind in vars(torch.optim).items()
@@ -33,6 +35,7 @@ class Inner:
         name: class in torch.optim.
         options: arguments of its constructor, `lr` among them.
         decay_norm_and_bias: whether weight decay acts on vectors too (biases, BatchNorm's scale), as in torch.
+        data_parallel: "ddp" averages gradients over the agents of a node in each fast step, "none" does not.
 
     Example:
         >>> inner = Inner.read({"name": "SGD", "lr": 0.1, "momentum": 0.9})
@@ -43,6 +46,7 @@ class Inner:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     decay_norm_and_bias: bool = True
+    data_parallel: str = "none"
 
     def build(self, params: Iterable[nn.Parameter]) -> Optimizer:
         """Construct the optimizer."""
@@ -57,7 +61,8 @@ class Inner:
     def plain(self) -> dict[str, Any]:
         """Return what `read` reads."""
         options = {key: list(value) if isinstance(value, tuple) else value for key, value in self.options.items()}
-        return {"name": self.name, **options, "decay_norm_and_bias": self.decay_norm_and_bias}
+        own = {"decay_norm_and_bias": self.decay_norm_and_bias, "data_parallel": self.data_parallel}
+        return {"name": self.name, **options, **own}
 
     @classmethod
     def read(cls, plain: object) -> "Inner":
@@ -72,14 +77,17 @@ class Inner:
             raise Faults([f"inner={shown(plain)} must have a name, such as SGD, and the arguments of that optimizer"])
         options: dict[Any, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
         name, decays = options.pop("name"), options.pop("decay_norm_and_bias", True)
+        parallel = options.pop("data_parallel", "none")
         if not isinstance(name, str) or name not in OPTIMIZERS or name in UNFIT:
             raise Faults([_unfit(name)])
         faults = list(_option_faults(name, options))
         if not isinstance(decays, bool):
             faults.append(f"inner.decay_norm_and_bias={shown(decays)} must be true or false")
+        if parallel not in PARALLEL:
+            faults.append(f"inner.data_parallel={shown(parallel)} {is_unknown(parallel, PARALLEL)}")
         if faults:
             raise Faults(faults)
-        inner = cls(name=name, options=options, decay_norm_and_bias=decays)
+        inner = cls(name=name, options=options, decay_norm_and_bias=decays, data_parallel=parallel)
         inner._try_out()
         return inner
 
@@ -113,7 +121,7 @@ def _option_faults(name: str, options: Mapping[str, Any]) -> Iterable[str]:
         yield "inner.lr is missing: the learning rate has no default here"
     for key, value in options.items():
         if key not in parameters:
-            yield f"inner.{key} {is_unknown(key, [*parameters, 'decay_norm_and_bias'])}"
+            yield f"inner.{key} {is_unknown(key, [*parameters, *OWN])}"
         elif not _fits(value, parameters[key].annotation):
             yield f"inner.{key}={shown(value)} must be {_words(parameters[key].annotation)}"
         elif key == "lr" and value == 0:

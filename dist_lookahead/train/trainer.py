@@ -10,6 +10,7 @@ from dist_lookahead.schedule import value_at
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.agent import Agent, all_weights
 from dist_lookahead.train.config import Config
+from dist_lookahead.train.data_parallel import average_simulated
 from dist_lookahead.train.exchange import sum_over_agents
 from dist_lookahead.train.history import History
 from dist_lookahead.train.progress import ProgressDisplay, headlines
@@ -123,9 +124,7 @@ class Trainer:
         checkpoint = self.config.checkpoint.every
         while self.step < self.total:
             until = self._pause()
-            for agent in self.agents:
-                for step in range(self.step, until):
-                    agent.train_step(value_at(self.rate_factor, step))
+            self._train(until)
             self.step = until
             stack = self.agents[0].optimizer.stack
             if self.agents[0].synced:
@@ -140,6 +139,20 @@ class Trainer:
                 for agent in self.agents:
                     agent.optimizer.stack.raise_flag(stop.signal)
         return None
+
+    def _train(self, until: int) -> None:
+        factors = [value_at(self.rate_factor, step) for step in range(self.step, until)]
+        if not self.agents[0].shares_gradients:
+            for agent in self.agents:
+                for factor in factors:
+                    agent.train_step(factor)
+            return
+        for factor in factors:
+            for agent in self.agents:
+                agent.backward(factor)
+            average_simulated([agent.model for agent in self.agents], self.world.communicators)
+            for agent in self.agents:
+                agent.update()
 
     def _pause(self) -> int:
         """Return the fast step up to which agents train before anything else happens.
