@@ -73,7 +73,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         lambda: shell([*lookahead(3), *local_sgd(5)]),
         r"levels\[1\].tau=5 must be a multiple of levels\[0\].tau=3: use 6",
     ),
-    (lambda: shell([Level(Every(2), Exact("node"), Copy())]), r"axis 'node' does not exist"),
+    (
+        lambda: shell([Level(Every(2), Exact("rack"), Copy())]),
+        r"axis 'rack' does not exist; allowed: node, local, world",
+    ),
     (lambda: optimizer(model_buffers="mine"), r"model_buffers='mine' must be 'average' or 'local'"),
     (lambda: optimizer(check_every=-1), r"check_every=-1 must be at least 0"),
     (lambda: DistributedLookahead(nn.Linear(1, 1), lookahead()), r"inner=Linear: give a plain torch optimizer"),  # pyright: ignore[reportArgumentType] - refused
