@@ -115,3 +115,12 @@ def test_stability_of_gossip_looks_at_all_turns_and_at_all_modes() -> None:
     x, _ = measured(ring, torch.full((5,), 1e-3), torch.eye(5, dtype=torch.float64).expand(400, 5, 5), lr=1.0)
     assert spread(x)[-1].max() > 100 * spread(x)[40].max()
     assert theory.stability_limit(dpsgd(OnePeerExponential(), tau=2), agents=4) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("momentum", "agents"), [(0.9, 8), (0.8, 4)])
+def test_kept_momentum_and_a_negative_eigenvalue_are_unstable_together(momentum: float, agents: int) -> None:
+    """As docs/theory.md has it: (1 - m) (1 + |lambda|) / |lambda|, with -1/3 the least eigenvalue of an even ring."""
+    assert theory.stability_limit(dpsgd(), agents=agents, momentum=momentum) == pytest.approx(4 * (1 - momentum))
+    assert theory.stability_limit(dpsgd(Complete()), agents=agents, momentum=momentum) == pytest.approx(
+        2 * (1 + momentum)
+    )

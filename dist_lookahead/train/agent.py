@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_lookahead.alike import agree
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.optimizer import DistributedLookahead
 from dist_lookahead.tasks.task import Batch, Task
@@ -42,7 +43,8 @@ class Agent:
             check_every=config.sync.check_every,
             probe=self._probe if any(level.move.searches for level in levels) else None,
         )
-        self.dynamics = Dynamics(self.optimizer.stack) if config.logging.dynamics else None
+        agreeing = agree(levels, communicator.mesh)  # else there is no mean after a sync to be measured
+        self.dynamics = Dynamics(self.optimizer.stack) if config.logging.dynamics and agreeing else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._forward = self._compiled()
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]

@@ -9,8 +9,11 @@ from dataclasses import fields
 
 import torch
 
+from dist_lookahead.alike import agree
 from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.level import Level
+from dist_lookahead.mesh import WORLD
 from dist_lookahead.schedule import Schedule
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS, build_model
@@ -18,7 +21,7 @@ from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
 from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
-from dist_lookahead.train.config_sections import Data, ModelChoice, Performance, Precision, Run, Sync
+from dist_lookahead.train.config_sections import Data, Evaluation, ModelChoice, Performance, Precision, Run, Sync
 from dist_lookahead.train.config_tasks import Feed
 
 
@@ -118,13 +121,25 @@ def _model_takes_images(data: Data, model: ModelChoice) -> Iterator[str]:
 def _averages(levels: Levels, sync: Sync) -> Iterator[str]:
     mixes = [level.mix for level in levels.stack]
     for index, mix in enumerate(mixes):
-        if isinstance(mix, Exact) and mix.axis != "world":
-            yield f"levels[{index}].mix.exact.axis={mix.axis!r} is unknown; allowed: world"
-    if any(mix.communicates for mix in mixes):
+        if isinstance(mix, Exact | Gossip) and mix.axis != WORLD:
+            yield f"levels[{index}].mix.{type(mix).__name__.lower()}.axis={mix.axis!r} is unknown; allowed: {WORLD}"
+    if any(isinstance(mix, Exact) for mix in mixes):
         return
     for name, field in Sync.model_fields.items():
         if getattr(sync, name) != field.default:
-            yield f"sync.{name}={getattr(sync, name)} has no effect on levels that never average: remove it"
+            yield f"sync.{name}={getattr(sync, name)} has no effect on levels that never average exactly: remove it"
+
+
+def _weights(levels: Levels, evaluation: Evaluation) -> Iterator[str]:
+    """Agents that gossip have no slow weights in common, however many they will be."""
+    gossips = any(isinstance(level.mix, Gossip) for level in levels.stack)
+    if any(getattr(level.mix, "axis", WORLD) != WORLD for level in levels.stack):
+        return  # a fault of its own
+    if gossips and "slow" in evaluation.weights and not agree(levels.stack, agents=2):
+        yield (
+            f"evaluation.weights={list(evaluation.weights)}: after a gossip each agent has slow weights of its own; "
+            "use [averaged], or a level with mix: exact above"
+        )
 
 
 def _images_have_an_order(model: ModelChoice, performance: Performance) -> Iterator[str]:
@@ -138,6 +153,7 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _length,
     _model_takes_images,
     _averages,
+    _weights,
     _images_have_an_order,
     *QUADRATIC_PAIRS,
 )

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.level import Level
+from dist_lookahead.mesh import Mesh
 from dist_lookahead.train.config import Config, ConfigError
 from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_pairs import agents_faults
 from dist_lookahead.train.config_quadratic import Quadratic, kinds_faults
 
 CONSTANTS = ("smoothness", "noise", "gap")
+MOST_THAT_GOSSIP = 32
 SEVERAL = 4  # agents where the file leaves their number to torchrun
 
 
@@ -95,6 +98,7 @@ def setting_of(config: Config, assumed: Assumptions) -> Setting:
     agents = assumed.agents or _agents(config)
     faults = [
         *agents_faults(agents, config.levels),
+        *_gossip_faults(agents, config),
         *(kinds_faults(agents, config.quadratic) if config.quadratic else ()),
     ]
     if faults:
@@ -152,6 +156,19 @@ def _length(rows: Tensor) -> Tensor:
 def _a_few(values: list[float]) -> tuple[float, ...]:
     """Largest, middle and smallest."""
     return tuple(values) if len(values) <= 3 else (values[0], values[len(values) // 2], values[-1])
+
+
+def _gossip_faults(agents: int, config: Config) -> Iterator[str]:
+    """Say whether a graph fits the agents, and whether they are too many to look at all of them."""
+    gossips = [(index, mix) for index, level in enumerate(config.levels.stack) if isinstance(mix := level.mix, Gossip)]
+    if gossips and agents > MOST_THAT_GOSSIP:
+        yield f"agents={agents}: of agents that gossip all are looked at; use --agents {MOST_THAT_GOSSIP} or fewer"
+        return
+    for index, mix in gossips:
+        try:
+            mix.weights(Mesh((agents,)))
+        except ValueError as error:
+            yield f"levels[{index}].mix: {error}"
 
 
 def _agents(config: Config) -> int:
