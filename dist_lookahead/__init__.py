@@ -1,8 +1,17 @@
 """Communication-efficient training in PyTorch: local steps, and slow updates of all agents together."""
 
 from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.comm.simulated import simulate
+from dist_lookahead.comm.topology import (
+    BipartiteExponential,
+    Complete,
+    Graph,
+    OnePeerExponential,
+    Ring,
+    StaticExponential,
+)
 from dist_lookahead.failure import SyncError
 from dist_lookahead.level import Every, Level
 from dist_lookahead.mesh import Mesh
@@ -13,12 +22,14 @@ from dist_lookahead.recipes import (
     bmuf,
     diloco,
     distributed_lookahead,
+    dpsgd,
     hierarchical_local_sgd,
     local_sgd,
     lookahead,
     multilayer_lookahead,
     post_local_sgd,
     slowmo,
+    slowmo_over,
     snoo,
 )
 from dist_lookahead.schedule import Cosine, Linear, Piecewise, Warmup
@@ -28,23 +39,31 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alone",
+    "BipartiteExponential",
+    "Complete",
     "Copy",
     "Cosine",
     "DistributedLookahead",
     "Every",
     "Exact",
+    "Gossip",
+    "Graph",
     "Level",
     "LevelStack",
     "Linear",
     "Mesh",
+    "OnePeerExponential",
     "Optimal",
     "Piecewise",
     "Pull",
+    "Ring",
+    "StaticExponential",
     "SyncError",
     "Warmup",
     "bmuf",
     "diloco",
     "distributed_lookahead",
+    "dpsgd",
     "hierarchical_local_sgd",
     "local_sgd",
     "lookahead",
@@ -52,5 +71,6 @@ __all__ = [
     "post_local_sgd",
     "simulate",
     "slowmo",
+    "slowmo_over",
     "snoo",
 ]

@@ -1,11 +1,12 @@
 """A level bound to a stack: the mixer it averages with, its slow state and its counters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from dist_lookahead.alike import alike_after
 from dist_lookahead.averaging.mixer import Mixer
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator
@@ -21,7 +22,8 @@ class BoundLevel:
         index: place in the stack, 0 innermost.
         level: the description.
         mixer: the level's way to average.
-        hearing: the agents whose mail comes with its sync.
+        hearing: the agents whose mail comes with its sync; None where no mail travels with it.
+        alike: the agents that average, where they hold the same weights after its sync: a checksum compares them.
         due: fast step of the next sync.
         slow: z per bucket, the part that this agent owns; empty without slow weights.
         momentum: v per bucket, likewise.
@@ -34,7 +36,8 @@ class BoundLevel:
     index: int
     level: Level
     mixer: Mixer
-    hearing: Communicator
+    hearing: Communicator | None
+    alike: Communicator | None
     due: int
     slow: list[Tensor] = field(default_factory=list)
     momentum: list[Tensor] = field(default_factory=list)
@@ -109,3 +112,33 @@ class BoundLevel:
             return [(part, ratios.get(group, 1.0)) for part, group in bucket.segments(owned)]
         end = min(owned.stop, bucket.weights_end)
         return [(slice(owned.start, end), next(iter(ratios.values()), 1.0))] if owned.start < end else []
+
+
+def bind_levels(
+    levels: Sequence[Level], communicator: Communicator, data_parallel: str | None = None
+) -> Iterator[BoundLevel]:
+    """Bind each level: it fires on the result of the one below, which leaves some agents alike and others not.
+
+    Args:
+        levels: innermost first.
+        communicator: this agent's end of all agents.
+        data_parallel: axis along which agents share their gradients, and so their weights.
+
+    Raises:
+        ValueError: for a level that splits its slow weights over agents that do not hold the same.
+    """
+    mesh = communicator.mesh
+    below = mesh.axes(data_parallel) if data_parallel else ()
+    for index, (level, alike) in enumerate(zip(levels, alike_after(levels, mesh, below), strict=True)):
+        mixer = level.mix.bind(communicator, below)
+        group = mixer.group
+        everybody = len(mesh.group(alike, communicator.rank)) == communicator.size
+        hearing = (communicator if everybody else group) if group and mixer.communicates else None
+        if mixer.shards > 1 and alike != level.mix.alike(mesh, below):
+            raise ValueError(
+                f"levels[{index}].mix={level.mix}: a gossip above gives each agent slow weights of its own, and "
+                "there is no z to be split over the agents: leave shard out"
+            )
+        agreeing = group and set(group.members) <= set(mesh.group(alike, communicator.rank))
+        yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, level.when.after(0))
+        below = alike

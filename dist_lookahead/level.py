@@ -1,7 +1,7 @@
 """A training method is a stack of levels, innermost first, and a level is `when` x `mix` x `move`.
 
     when   at which fast steps the level fires                  Every(tau)
-    mix    with whom the average is taken                       Alone(), Exact(axis, shard)
+    mix    with whom the average is taken                       Alone(), Exact(axis, shard), Gossip(axis, topology)
     move   how the slow weights move toward the average         Copy(), Pull(alpha, beta, nesterov, follow_lr)
 
 Known methods are points in this product:
@@ -16,6 +16,8 @@ Known methods are points in this product:
     BMUF                      (tau, Exact, Pull(zeta, eta))
     DiLoCo                    (tau, Exact, Pull(alpha, beta, nesterov))
     SNOO                      (tau, Alone, Pull(alpha, beta, nesterov))
+    D-PSGD                    (tau, Gossip, Copy)
+    SlowMo over D-PSGD        (1, Gossip, Copy), (tau, Exact, Pull(alpha, beta, follow_lr))
 
 Levels are pure descriptions: frozen, without tensors, comparable, written to YAML and back (`notation.py`).
 `LevelStack` binds them to tensors and a communicator.
@@ -26,11 +28,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
-from dist_lookahead.averaging.exact import Mix
+from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.move import Copy, Move
 from dist_lookahead.schedule import Scheduled, check_scheduled, value_at
 
+Mix = Alone | Exact | Gossip
 FastBuffers = Literal["keep", "reset", "average"]
 
 
@@ -67,7 +71,7 @@ class Level:
 
     Args:
         when: `Every(tau)`.
-        mix: `Alone()` or `Exact(axis, shard)`.
+        mix: `Alone()`, `Exact(axis, shard)` or `Gossip(axis, topology, rounds)`.
         move: `Copy()` or `Pull(alpha, beta, nesterov, follow_lr)`.
         fast_buffers: what becomes of what lies below when the level fires. The fast optimizer's buffers (momentum,
             Adam's moments) are kept as they are, reset to those of a new optimizer, or averaged over the level's
@@ -95,23 +99,8 @@ class Level:
             raise ValueError(
                 f"Level.fast_buffers={self.fast_buffers!r} must be one of {', '.join(get_args(FastBuffers))}"
             )
-        if isinstance(self.mix, Alone):
-            if isinstance(self.move, Copy):
-                raise ValueError(
-                    "Level(mix=Alone(), move=Copy()) has no effect: average with mix=Exact() or pull with move=Pull()"
-                )
-            if self.fast_buffers == "average":
-                raise ValueError(
-                    "Level.fast_buffers='average' has no effect with mix=Alone(): use 'keep' or 'reset', or mix=Exact()"
-                )
-        elif self.mix.shard and not self.move.keeps_slow_weights:
-            raise ValueError(
-                "Exact(shard=True) has no effect with move=Copy(), which keeps no slow weights: leave it out"
-            )
-        elif self.mix.shard and self.move.searches:
-            raise ValueError(
-                "Exact(shard=True) with alpha=Optimal: no agent has all of z to take gradients at; leave shard out"
-            )
+        if fault := _fault(self.mix, self.move, self.fast_buffers):
+            raise ValueError(fault)
 
 
 def check_levels(levels: Sequence[Level]) -> tuple[Level, ...]:
@@ -141,6 +130,25 @@ def check_levels(levels: Sequence[Level]) -> tuple[Level, ...]:
                 f"levels[{index}].tau={upper} must be a multiple of levels[{index - 1}].tau={lower}: use {allowed}"
             )
     return tuple(levels)
+
+
+def _fault(mix: Mix, move: Move, fast_buffers: FastBuffers) -> str | None:
+    """Say what does not fit together."""
+    if isinstance(mix, Alone) and isinstance(move, Copy):
+        return "Level(mix=Alone(), move=Copy()) has no effect: average with mix=Exact() or pull with move=Pull()"
+    if isinstance(mix, Alone) and fast_buffers == "average":
+        return "Level.fast_buffers='average' has no effect with mix=Alone(): use 'keep' or 'reset', or mix=Exact()"
+    if isinstance(mix, Gossip) and fast_buffers == "average":
+        return (
+            "Level.fast_buffers='average' needs a mean of all, mix=Exact(), and not mix=Gossip(): use 'keep' or 'reset'"
+        )
+    if isinstance(mix, Gossip) and move.searches:
+        return "mix=Gossip() with alpha=Optimal: each agent would find another alpha; give a number, or mix=Exact()"
+    if mix.shard and not move.keeps_slow_weights:
+        return "Exact(shard=True) has no effect with move=Copy(), which keeps no slow weights: leave it out"
+    if mix.shard and move.searches:
+        return "Exact(shard=True) with alpha=Optimal: no agent has all of z to take gradients at; leave shard out"
+    return None
 
 
 def _check_tau(tau: float) -> None:

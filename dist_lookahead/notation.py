@@ -11,7 +11,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
+from dist_lookahead.comm.topology import (
+    BipartiteExponential,
+    Complete,
+    Graph,
+    OnePeerExponential,
+    Ring,
+    StaticExponential,
+)
 from dist_lookahead.level import Every, Level
 from dist_lookahead.move import Copy, Pull
 from dist_lookahead.optimal import Optimal
@@ -22,8 +31,11 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
+MIXES = (Alone, Exact, Gossip)
+TOPOLOGIES = (Ring, Complete, OnePeerExponential, StaticExponential, BipartiteExponential, Graph)
 NAMES: dict[str, type] = {
-    _snake(c.__name__): c for c in (Level, Every, Alone, Exact, Copy, Pull, Optimal, Piecewise, Linear, Cosine, Warmup)
+    _snake(c.__name__): c
+    for c in (Level, Every, *MIXES, Copy, Pull, Optimal, Piecewise, Linear, Cosine, Warmup, *TOPOLOGIES)
 }
 
 

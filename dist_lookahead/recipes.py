@@ -6,7 +6,9 @@ Every recipe returns a list of `Level`s, to be used as it is, changed, or extend
 from collections.abc import Sequence
 
 from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
+from dist_lookahead.comm.topology import RING, Topology
 from dist_lookahead.level import Every, FastBuffers, Level
 from dist_lookahead.move import Alpha, Copy, Pull
 from dist_lookahead.schedule import Piecewise, Scheduled
@@ -276,3 +278,56 @@ def snoo(
     Reference: arXiv 2510.15830.
     """
     return [Level(Every(tau), Alone(), Pull(alpha, beta, nesterov=True), fast_buffers)]
+
+
+def dpsgd(topology: Topology = RING, tau: Scheduled = 1, *, fast_buffers: FastBuffers = "keep") -> list[Level]:
+    """Decentralised parallel SGD: after every tau steps each agent averages with its neighbours, x_j <- sum_i W_ij x_i.
+
+    What an agent sends does not grow with the number of agents. They do not end with the same weights: evaluate and
+    keep `averaged_weights`. The paper adds the step to the average of the weights before it, so that gradients and
+    messages overlap; here the average comes after the step, as in SlowMo's experiments over gossip.
+
+    Args:
+        topology: the graph, with doubly stochastic weights.
+        tau: fast steps between gossips, >= 1.
+        fast_buffers: "keep" or "reset".
+
+    Defaults: the paper's ring, and a gossip after each step.
+
+    Example:
+        >>> dpsgd()[0].mix
+        Gossip(axis='world', topology=Ring(), rounds=1)
+
+    Reference: arXiv 1705.09056, Algorithm 1.
+    """
+    return [Level(Every(tau), Gossip(topology=topology), Copy(), fast_buffers)]
+
+
+def slowmo_over(
+    base: Sequence[Level],
+    tau: Scheduled = 48,
+    alpha: Scheduled = 1.0,
+    beta: Scheduled = 0.6,
+    *,
+    shard: bool = False,
+    fast_buffers: FastBuffers = "keep",
+) -> list[Level]:
+    """SlowMo over a base algorithm: its levels go on as they are, and every tau steps comes SlowMo's exact average.
+
+    Args:
+        base: levels below, innermost first, such as `dpsgd()`.
+        tau: fast steps between exact averages, a multiple of the base's.
+        alpha: slow learning rate, > 0.
+        beta: slow momentum, 0 <= beta < 1.
+        shard: split slow weights and slow momentum over the agents.
+        fast_buffers: "keep", "reset" or "average".
+
+    Defaults: tau = 48 as in the authors' experiments over SGP; the others are those of `slowmo`.
+
+    Example:
+        >>> [level.when.tau for level in slowmo_over(dpsgd(), tau=48)]
+        [1, 48]
+
+    Reference: arXiv 1910.00643, Algorithm 1.
+    """
+    return [*base, *slowmo(tau, alpha, beta, shard=shard, fast_buffers=fast_buffers)]

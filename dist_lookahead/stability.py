@@ -4,11 +4,13 @@ What is unstable, from where on, and what to change instead is computed by `theo
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from torch.optim import Optimizer
 
 from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import WORLD, Mesh
 from dist_lookahead.theory.stability import is_calm, verdict
@@ -19,6 +21,10 @@ def instabilities(levels: Sequence[Level], inner: Optimizer, *, agents: int) -> 
 
     Nothing is said of optimizers without momentum among their settings, such as Adam: their steps are not linear in
     the gradient. Nor of momentum with dampening, which is another recursion.
+
+    Gossips are taken as exact averages, so that thousands of agents cost as much as two: looked at are the agents'
+    mean, which the graph makes no difference to, and disagreement that is gone after a sync. `theory.verdict` looks at
+    all that is between.
 
     Args:
         levels: innermost first; schedules are taken at the first round.
@@ -32,12 +38,13 @@ def instabilities(levels: Sequence[Level], inner: Optimizer, *, agents: int) -> 
         >>> [len(list(instabilities(slowmo(tau, beta=0.8), inner, agents=4))) for tau in (6, 24)]
         [1, 0]
     """
+    levels = tuple(_as_exact(level) for level in levels)
     mesh = _mesh(levels, agents)
     for momentum, nesterov in sorted(set(_momenta(inner))):
         try:
-            sentence = _sentence(tuple(levels), mesh, momentum, nesterov)
+            sentence = _sentence(levels, mesh, momentum, nesterov)
         except TypeError:  # a schedule of the user's that has no hash
-            sentence = _sentence.__wrapped__(tuple(levels), mesh, momentum, nesterov)
+            sentence = _sentence.__wrapped__(levels, mesh, momentum, nesterov)
         if sentence:
             yield sentence
 
@@ -54,6 +61,10 @@ def _momenta(inner: Optimizer) -> Iterator[tuple[float, bool]]:
         momentum = group.get("momentum")
         if momentum is not None and 0 <= momentum < 1 and not group.get("dampening"):
             yield float(momentum), bool(momentum and group.get("nesterov"))
+
+
+def _as_exact(level: Level) -> Level:
+    return replace(level, mix=Exact(level.mix.axis)) if isinstance(level.mix, Gossip) else level
 
 
 def _mesh(levels: Sequence[Level], agents: int) -> int | Mesh:

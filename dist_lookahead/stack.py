@@ -5,7 +5,7 @@ one Lookahead optimizer in another does not do that: the inner slow weights go s
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from dist_lookahead import slow_state
 from dist_lookahead.agreement import require_same, require_same_weights
-from dist_lookahead.bound_level import BoundLevel
+from dist_lookahead.bound_level import BoundLevel, bind_levels
 from dist_lookahead.bucket import Bucket, Weight, make_buckets
 from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending, Work
 from dist_lookahead.failure import lost
@@ -72,7 +72,7 @@ class LevelStack:
         self.roster = Roster(inner, model)
         self.mail = Mail(communicator.rank, communicator.size)
         self._near = communicator.axis(data_parallel) if data_parallel else None
-        self.bound = list(_bind(levels, communicator, data_parallel))
+        self.bound = list(bind_levels(levels, communicator, data_parallel))
         self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
         self.model_buffers = ModelBuffers(model)
         self.line_search = LineSearch(levels, probe, model)
@@ -139,14 +139,15 @@ class LevelStack:
                 raise
         for bucket in self.buckets:
             bucket.scatter()
-        if joining and (self.communicator.size == 1 or any(bound.mixer.group for bound in due)):
-            yield from self._join(joining)
+        if joining and self._may_join(due):
+            yield from self._join(joining, due)
 
     def _fire(self, bound: BoundLevel) -> Pending:
-        fast = [bucket.fast for bucket in self.buckets]
+        # The table of the mail grows with the number of agents: it stays here where no mail travels.
+        fast = [bucket.fast if bound.hearing else bucket.weights for bucket in self.buckets]
         self._observe("before", bound)
         tail, letter = self._write_mail(bound)
-        yield from bound.mixer.collect(fast)
+        yield from bound.mixer.collect(fast, bound.rounds)
         yield from letter
         # A sharded sum holds this agent's part of the tail only: the rest comes with the other parts.
         if bound.mixer.shards == 1:
@@ -161,9 +162,9 @@ class LevelStack:
         yield from self._settle_below(bound)
         if bound is self.bound[-1]:
             yield from self._settle_buffers(bound)
-        if bound.mixer.group and self._checks(bound.rounds):
+        if bound.alike and self._checks(bound.rounds):
             where = f"levels[{bound.index}] after fast step {self.clock}"
-            yield from require_same_weights(bound.mixer.group, self.buckets, where)
+            yield from require_same_weights(bound.alike, self.buckets, where)
         self._observe("after", bound)
 
     def _settle_below(self, bound: BoundLevel) -> Pending:
@@ -199,7 +200,7 @@ class LevelStack:
     def _write_mail(self, bound: BoundLevel) -> tuple[Tensor, list[Work]]:
         """Return where the mail is, and how it travels if not with the weights: all at once, to be waited for later."""
         tail = self.buckets[0].tail
-        if not bound.mixer.communicates:
+        if not bound.hearing:
             return tail, []
         self.mail.outgoing["clock"] = self.clock
         if bound.level.fast_buffers == "average":
@@ -212,7 +213,7 @@ class LevelStack:
         return letter, [bound.hearing.all_reduce(letter)]
 
     def _read_mail(self, bound: BoundLevel, tail: Tensor) -> None:
-        if bound.mixer.communicates:
+        if bound.hearing:
             self.mail.read(tail, bound.hearing.members)
         elif self.communicator.size == 1:
             self.mail.read_own()
@@ -291,8 +292,16 @@ class LevelStack:
             bound.follow(self.buckets)
         self.model_buffers.capture()
 
-    def _join(self, weights: Sequence[Weight]) -> Pending:
+    def _may_join(self, due: Sequence[BoundLevel]) -> bool:
+        """Whether parameters join now: with mail, which compares them, or with any average where there is none."""
+        if any(bound.hearing for bound in self.bound):
+            return any(bound.hearing for bound in due)
+        return self.communicator.size == 1 or any(bound.mixer.communicates for bound in due)
+
+    def _join(self, weights: Sequence[Weight], due: Sequence[BoundLevel]) -> Pending:
         """New parameters start from their mean over all agents, at every level."""
+        if not any(bound.hearing for bound in due):
+            yield from require_same(self.communicator, describe(weights), weights[0].parameter.device)
         new = self._make_buckets(weights)
         if self.communicator.size > 1:
             yield from [self.communicator.all_reduce(bucket.fast) for bucket in new]
@@ -334,18 +343,6 @@ class LevelStack:
         slow_state.load(self.bound, self.buckets, state_dict["levels"])
         self.clock, self._rates = state_dict["clock"], list(state_dict["rates"])
         self.model_buffers.slow = {name: tensor.clone() for name, tensor in state_dict["buffers"].items()}
-
-
-def _bind(levels: Sequence[Level], communicator: Communicator, shared: str | None) -> Iterator[BoundLevel]:
-    """A level fires on the result of the one below: along the axes of that average agents hold the same weights."""
-    mesh = communicator.mesh
-    alike: dict[str, None] = dict.fromkeys(mesh.axes(shared) if shared else ())
-    for index, level in enumerate(levels):
-        mixer = level.mix.bind(communicator, tuple(alike))
-        alike.update(dict.fromkeys(level.mix.axes(mesh)))
-        everybody = len(mesh.group(tuple(alike), communicator.rank)) == communicator.size
-        hearing = communicator if everybody or mixer.group is None else mixer.group
-        yield BoundLevel(index, level, mixer, hearing, level.when.after(0))
 
 
 def _rate(group: dict[str, Any]) -> Any:

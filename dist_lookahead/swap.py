@@ -12,7 +12,10 @@ from dist_lookahead.stack import LevelStack
 
 @contextmanager
 def slow_weights(stack: LevelStack) -> Iterator[None]:
-    """Put the outermost slow weights and their buffers into the model; never communicates."""
+    """Put the outermost slow weights and their buffers into the model; never communicates.
+
+    Where the outermost level gossips they are this agent's own: the mean of all is in `averaged_weights`.
+    """
     stack.refresh()
     outer = stack.bound[-1]
     at_sync = outer.last == stack.clock  # the fast weights are the slow ones

@@ -208,6 +208,42 @@ def snoo(problem: Problem, k: int, eta: float, mu: float) -> Trajectory:
         yield now([agent])
 
 
+def hear_neighbours(agents: Sequence[Fast]) -> None:
+    """D-PSGD on a ring, x_i <- (x_{i-1} + x_i + x_{i+1}) / 3; of two agents the mean."""
+    n, x = len(agents), now(agents)
+    for i, agent in enumerate(agents):
+        hears = sorted({(i - 1) % n, i, (i + 1) % n})
+        agent.become(sum((x[j] for j in hears), torch.zeros_like(x[i])) / len(hears))
+
+
+def dpsgd(problem: Problem, tau: int) -> Trajectory:
+    """arXiv 1705.09056, Algorithm 1, on its ring; the average after the step, as arXiv 1910.00643 has it."""
+    agents = crowd(problem)
+    for k in range(problem.steps):
+        for agent in agents:
+            agent.step(k)
+        if (k + 1) % tau == 0:
+            hear_neighbours(agents)
+        yield now(agents)
+
+
+def slowmo_over_dpsgd(problem: Problem, tau: int, alpha: float, beta: float) -> Trajectory:
+    """arXiv 1910.00643, Algorithm 1, with a gossip on the ring in each step of the base optimizer."""
+    agents = crowd(problem)
+    x0, u = problem.start.clone(), torch.zeros_like(problem.start)
+    for k in range(problem.steps):
+        for agent in agents:
+            agent.step(k)
+        hear_neighbours(agents)
+        if (k + 1) % tau == 0:
+            gamma = problem.rate(k)
+            u = beta * u + (x0 - mean(agents)) / gamma
+            x0 = x0 - alpha * gamma * u
+            for agent in agents:
+                agent.become(x0)
+        yield now(agents)
+
+
 @dataclass(frozen=True)
 class Layer:
     """A layer of any stack: who is averaged, how z moves (not at all without alpha), what becomes of buffers."""

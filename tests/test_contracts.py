@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from digits_training import Agent, make_agents, same, train
+from digits_training import Agent, make_agents, mesh_for, same, train
 from torch import nn
 
 from dist_lookahead import (
@@ -18,13 +18,16 @@ from dist_lookahead import (
     DistributedLookahead,
     Every,
     Exact,
+    Gossip,
     Level,
     Linear,
+    OnePeerExponential,
     Piecewise,
     Pull,
     bmuf,
     diloco,
     distributed_lookahead,
+    dpsgd,
     hierarchical_local_sgd,
     local_sgd,
     lookahead,
@@ -32,8 +35,10 @@ from dist_lookahead import (
     post_local_sgd,
     recipes,
     slowmo,
+    slowmo_over,
     snoo,
 )
+from dist_lookahead.alike import agree
 from dist_lookahead.notation import from_plain, to_plain
 
 TAU = 3
@@ -58,6 +63,10 @@ ROWS = {
     "bmuf": Row(bmuf(TAU, eta=0.6), alone=[Level(Every(TAU), Alone(), Pull(1.0, 0.6))]),
     "diloco": Row(diloco(TAU, 0.7, 0.6), alone=snoo(TAU, 0.7, 0.6)),
     "snoo": Row(snoo(TAU, 0.7, 0.6)),
+    "dpsgd": Row(dpsgd(tau=TAU), alone=[]),
+    "slowmo_over": Row(
+        slowmo_over(dpsgd(), TAU, beta=0.6), alone=[Level(Every(TAU), Alone(), Pull(1.0, 0.6, follow_lr=True))]
+    ),
 }
 VARIANTS = {
     "slowmo, sharded": Row(slowmo(TAU, beta=0.6, shard=True), alone=ROWS["slowmo"].alone),
@@ -70,6 +79,7 @@ VARIANTS = {
             Level(Every(TAU), Exact("node", shard=True), Pull(1.0, 0.6, follow_lr=True)),
         ]
     ),
+    "gossip, pulled": Row([Level(Every(TAU), Gossip(topology=OnePeerExponential(), rounds=2), Pull(0.5, 0.4))]),
     "nested": Row([Level(Every(1), Alone(), Pull(0.5)), *slowmo(TAU, beta=0.6)]),
 }
 ALL = ROWS | VARIANTS
@@ -203,14 +213,13 @@ def test_one_agent_degenerates_to_the_serial_method(name: str) -> None:
 
 @each_row
 def test_agents_agree_after_every_sync_of_all(row: Row) -> None:
-    agents = make_agents(2, row.levels)
+    agents = make_agents(4, row.levels)
     train(agents, range(LAST))
     for agent in agents:
         agent.optimizer.sync()
-    first, second = (agent.model.state_dict() for agent in agents)
-    communicates = any(level.mix.communicates for level in row.levels)
-    assert same(first["0.weight"], second["0.weight"]) == communicates
-    assert same(first["1.running_mean"], second["1.running_mean"]) == communicates
+    first, *others = (agent.model.state_dict() for agent in agents)
+    for name in ("0.weight", "1.running_mean"):
+        assert all(same(first[name], other[name]) for other in others) == agree(row.levels, mesh_for(row.levels, 4))
 
 
 # --- communication

@@ -31,6 +31,7 @@ from dist_lookahead import (
     bmuf,
     diloco,
     distributed_lookahead,
+    dpsgd,
     hierarchical_local_sgd,
     local_sgd,
     lookahead,
@@ -39,6 +40,7 @@ from dist_lookahead import (
     recipes,
     simulate,
     slowmo,
+    slowmo_over,
     snoo,
 )
 from dist_lookahead.comm.communicator import Communicator
@@ -126,6 +128,12 @@ METHODS = {
     "bmuf": Method(bmuf(4, 1.1, 0.5), partial(reference.bmuf, tau=4, zeta=1.1, eta=0.5)),
     "diloco": Method(diloco(4, 0.7, 0.9), partial(reference.diloco, h=4, alpha=0.7, beta=0.9)),
     "snoo": Method(snoo(4, 0.7, 0.9), partial(reference.snoo, k=4, eta=0.7, mu=0.9), agents=(1,)),
+    "dpsgd": Method(dpsgd(tau=2), partial(reference.dpsgd, tau=2), agents=(1, 2, 3, 5)),
+    "slowmo_over": Method(
+        slowmo_over(dpsgd(), 4, 0.9, 0.6),
+        partial(reference.slowmo_over_dpsgd, tau=4, alpha=0.9, beta=0.6),
+        agents=(1, 2, 5),
+    ),
 }
 CASES = [(name, agents) for name, method in METHODS.items() for agents in method.agents]
 

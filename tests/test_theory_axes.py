@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from hypothesis import given, settings
 from noisy_quadratic import Problem
-from states import gradients_at, meshed_stacks, trajectory
+from states import gossiping_stacks, gradients_at, meshed_stacks, trajectory
 from torch import Tensor
 
 from dist_lookahead import Copy, Every, Exact, Level, Pull, theory
@@ -21,7 +21,17 @@ def assert_equal(actual: Tensor, expected: Any) -> None:
 @given(stack=meshed_stacks())
 def test_a_real_run_over_the_axes_of_a_mesh_is_the_product_of_its_matrices(stack: tuple[list[Level], Mesh]) -> None:
     """Breaks if an axis means other agents to the code than to the mathematics, or if agents wrongly share a column."""
-    levels, mesh = stack
+    assert_follows(*stack)
+
+
+@settings(deadline=None, max_examples=80)
+@given(stack=gossiping_stacks())
+def test_a_real_run_that_gossips_is_the_product_of_its_matrices(stack: tuple[list[Level], Mesh]) -> None:
+    """Breaks if a turn is lost, if a gossip sent displacements, or if agents were taken to be alike that are not."""
+    assert_follows(*stack)
+
+
+def assert_follows(levels: list[Level], mesh: Mesh) -> None:
     problem, rate = Problem(mesh.size, steps=12), 0.05
     states, _ = trajectory(levels, problem, [rate] * 12, mesh)
     X = states[0]
@@ -45,9 +55,11 @@ def test_agents_of_a_group_share_a_column_until_an_axis_tells_them_apart() -> No
 class OnePeer:
     """Gossip with one peer, at distance 1 and 2 in turn: over four agents two turns are the exact mean."""
 
-    period: int = 2
     shard: bool = False
     communicates: bool = True
+
+    def period(self, mesh: Mesh) -> int:
+        return 2
 
     def weights(self, mesh: Mesh, turn: int = 0) -> Tensor:
         peers = torch.arange(4) ^ (1 << turn)

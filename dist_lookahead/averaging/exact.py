@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dist_lookahead.averaging.mixer import Alone, Mixer, Own
+from dist_lookahead.averaging.mixer import Mixer, Own
 from dist_lookahead.averaging.reduction import AllReduced, Sharded, Split
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.mesh import Mesh
@@ -34,9 +34,8 @@ class Exact:
         """Whether other agents take part."""
         return True
 
-    @property
-    def period(self) -> int:
-        """Number of different turns."""
+    def period(self, mesh: Mesh) -> int:
+        """Return the number of different turns."""
         return 1
 
     def weights(self, mesh: Mesh, turn: int = 0) -> Tensor:
@@ -50,9 +49,9 @@ class Exact:
         weights = torch.zeros(mesh.size, mesh.size, dtype=torch.float64)
         return weights.scatter_(1, groups, 1 / groups.shape[1])
 
-    def axes(self, mesh: Mesh) -> tuple[str, ...]:
-        """Return the axes along which agents hold the same weights afterwards."""
-        return mesh.axes(self.axis)
+    def alike(self, mesh: Mesh, below: Sequence[str]) -> tuple[str, ...]:
+        """Return the axes along which agents hold the same weights afterwards, given those from before."""
+        return tuple(dict.fromkeys((*below, *mesh.axes(self.axis))))
 
     def bind(self, communicator: Communicator, alike: Collection[str] = ()) -> Mixer:
         """Return the mixer over the agents of this axis.
@@ -83,6 +82,3 @@ class Exact:
             far = self._over(differing[:-1], (), communicator)
             return Split(far, last, group, alike=False, shard=self.shard)
         return Sharded(last, group) if self.shard else AllReduced(last, group)
-
-
-Mix = Alone | Exact

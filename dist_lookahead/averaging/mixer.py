@@ -1,9 +1,9 @@
 """Mixers: how the fast weights of a level's agents come together.
 
 A level's `mix` is a description (`Alone()`, `Exact("world")`). For n agents it has weights W: agent j's average is
-sum_i W_ij x_i, a different W in each of `period` turns where it changes from sync to sync. That is all that the theory
-knows of it. Bound to a communicator it becomes a `Mixer`, which works on flat tensors in two halves, with the slow step
-between them:
+sum_i W_ij x_i, a different W in each of `period(mesh)` turns where it changes from sync to sync. That is all that the
+theory knows of it. Bound to a communicator it becomes a `Mixer`, which works on flat tensors in two halves, with the
+slow step between them:
 
     collect      afterwards the owned part of each tensor holds the sum over `agents` agents
     distribute   afterwards each whole tensor holds what the owners have made of it
@@ -25,7 +25,7 @@ class Mixer(Protocol):
 
     @property
     def group(self) -> Communicator | None:
-        """This agent's end of the group that averages; None for a level of one agent."""
+        """This agent's end of the group that has the same average; None where each agent has its own."""
         ...
 
     @property
@@ -57,8 +57,13 @@ class Mixer(Protocol):
         """Return the part of a tensor of `length` whose slow state this agent keeps."""
         ...
 
-    def collect(self, tensors: Sequence[Tensor]) -> Pending:
-        """Sum the tensors over the agents, in place; all are under way before the first is waited for."""
+    def collect(self, tensors: Sequence[Tensor], turn: int) -> Pending:
+        """Sum the tensors over the agents, in place; all are under way before the first is waited for.
+
+        Args:
+            tensors: flat.
+            turn: how often the level has fired before, for averages that change from sync to sync.
+        """
         ...
 
     def distribute(self, tensors: Sequence[Tensor]) -> Pending:
@@ -85,18 +90,17 @@ class Alone:
         """Whether the slow state is split over the agents."""
         return False
 
-    @property
-    def period(self) -> int:
-        """Number of different turns."""
+    def period(self, mesh: Mesh) -> int:
+        """Return the number of different turns."""
         return 1
 
     def weights(self, mesh: Mesh, turn: int = 0) -> Tensor:
         """Return the averaging weights W (n, n), float64: the identity."""
         return torch.eye(mesh.size, dtype=torch.float64)
 
-    def axes(self, mesh: Mesh) -> tuple[str, ...]:
-        """Return the axes along which agents hold the same weights afterwards."""
-        return ()
+    def alike(self, mesh: Mesh, below: Sequence[str]) -> tuple[str, ...]:
+        """Return the axes along which agents hold the same weights afterwards, given those from before."""
+        return tuple(below)
 
     def bind(self, communicator: Communicator, alike: Collection[str] = ()) -> Mixer:
         """Return the mixer of an agent that listens to itself only."""
@@ -123,7 +127,7 @@ class Own:
         """Return all of it."""
         return slice(0, length)
 
-    def collect(self, tensors: Sequence[Tensor]) -> Pending:
+    def collect(self, tensors: Sequence[Tensor], turn: int) -> Pending:
         """Nothing is to be collected."""
         yield from ()
 

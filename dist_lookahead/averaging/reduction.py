@@ -29,7 +29,7 @@ class AllReduced:
         """Return all of it."""
         return slice(0, length)
 
-    def collect(self, tensors: Sequence[Tensor]) -> Pending:
+    def collect(self, tensors: Sequence[Tensor], turn: int) -> Pending:
         """Sum the tensors over the agents, in place."""
         yield from [self._across.all_reduce(tensor) for tensor in tensors]
 
@@ -58,7 +58,7 @@ class Sharded:
         """Return part r."""
         return _part_of(self._across, length)
 
-    def collect(self, tensors: Sequence[Tensor]) -> Pending:
+    def collect(self, tensors: Sequence[Tensor], turn: int) -> Pending:
         """Sum the own parts over the agents, in place."""
         yield from [self._across.reduce_scatter(tensor[self.owned(tensor.numel())], tensor) for tensor in tensors]
 
@@ -98,12 +98,12 @@ class Split:
         inner = self._far.owned(part.stop - part.start)
         return slice(part.start + inner.start, part.start + inner.stop)
 
-    def collect(self, tensors: Sequence[Tensor]) -> Pending:
+    def collect(self, tensors: Sequence[Tensor], turn: int) -> Pending:
         """Sum the tensors, or their owned parts, over all agents, in place."""
         parts = self._parts_of(tensors)
         if not self._alike:
             yield from [self._near.reduce_scatter(part, tensor) for part, tensor in zip(parts, tensors, strict=True)]
-        yield from self._far.collect(parts)
+        yield from self._far.collect(parts, turn)
         if self.shards == 1:
             yield from self._gather(tensors)
 

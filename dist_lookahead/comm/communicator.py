@@ -5,7 +5,7 @@ reads the result. The communicator drives the generator: one with real processes
 simulated one steps the generators of all its agents together, in one process. So there is one code path for both.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -22,6 +22,7 @@ class Work(Protocol):
 
 
 Pending = Generator[Work, None, None]
+Letter = tuple[int, Tensor]  # to or from an agent of the group, by its number there
 
 
 class CollectiveError(RuntimeError):
@@ -67,7 +68,7 @@ class Communicator(Protocol):
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes that this agent has sent so far, as `ring_bytes` counts them."""
+        """Bytes that this agent has sent so far: in collectives as `ring_bytes` counts them, and to single agents."""
         ...
 
     @property
@@ -100,6 +101,18 @@ class Communicator(Protocol):
         """Start to overwrite `tensor` with agent 0's."""
         ...
 
+    def exchange(self, sends: Sequence[Letter], receives: Sequence[Letter]) -> Work:
+        """Start to send tensors to single agents, and to overwrite others with what single agents send.
+
+        All agents of the group exchange together, be it with nobody. What one agent sends to another arrives in the
+        order in which it was sent.
+
+        Args:
+            sends: (agent, tensor) each, tensors contiguous and left as they are until all has arrived.
+            receives: (agent, tensor) each, of the size and dtype that the other agent sends.
+        """
+        ...
+
     def run(self, pending: Pending) -> None:
         """Drive a communicating generator to its end; a failure is thrown into it as a `CollectiveError`."""
         ...
@@ -117,3 +130,14 @@ def ring_bytes(collective: str, nbytes: int, size: int) -> int:
     """
     passes = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "broadcast": 1}[collective]
     return passes * nbytes * (size - 1) // size
+
+
+def letter_bytes(sends: Iterable[Letter]) -> int:
+    """Bytes that one agent sends in an exchange.
+
+    Example:
+        >>> import torch
+        >>> letter_bytes([(1, torch.zeros(10)), (2, torch.zeros(10))])
+        80
+    """
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in sends)

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending, Work, ring_bytes
+from dist_lookahead.comm.communicator import (
+    CollectiveError,
+    Communicator,
+    Letter,
+    Pending,
+    Work,
+    letter_bytes,
+    ring_bytes,
+)
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.mesh import NODES, WORLD, Mesh
 
@@ -119,6 +128,15 @@ class ProcessGroupCommunicator:
         """Count what others have sent over this group, such as DDP."""
         self._world._count(self._axis, ring_bytes(collective, nbytes, self.size))
 
+    def exchange(self, sends: Sequence[Letter], receives: Sequence[Letter]) -> Work:
+        """Start to send tensors to single processes, and to receive others from single processes."""
+        letters = [(dist.isend, letter) for letter in sends] + [(dist.irecv, letter) for letter in receives]
+        operations = [
+            dist.P2POp(way, tensor, self.members[peer], group=self.process_group) for way, (peer, tensor) in letters
+        ]
+        start = dist.batch_isend_irecv if operations else list  # which refuses to send nothing
+        return self._begin(letter_bytes(sends), lambda: _Together(start(operations)))
+
     def run(self, pending: Pending) -> None:
         """Wait for each work that the generator yields."""
         start = time.perf_counter()
@@ -153,7 +171,10 @@ class ProcessGroupCommunicator:
         return next(pending, None)
 
     def _start(self, kind: str, whole: Tensor, start: Callable[[], Work | None]) -> Work:
-        self.count(kind, whole.numel() * whole.element_size())
+        return self._begin(ring_bytes(kind, whole.numel() * whole.element_size(), self.size), start)
+
+    def _begin(self, nbytes: int, start: Callable[[], Work | None]) -> Work:
+        self._world._count(self._axis, nbytes)
         try:
             work = start()
         except RuntimeError as error:  # a group that has failed before refuses at once
@@ -178,6 +199,17 @@ class ProcessGroupCommunicator:
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return default_communicator, ()
+
+
+@dataclass(frozen=True)
+class _Together:
+    """Several works as one."""
+
+    works: Sequence[Work]
+
+    def wait(self) -> None:
+        for work in self.works:
+            work.wait()
 
 
 def _described(mesh: DeviceMesh) -> Mesh:

@@ -1,13 +1,14 @@
 """Many agents in one process: the collectives of an in-memory board, stepped in lockstep."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dist_lookahead.comm.communicator import Communicator, Pending, Work, ring_bytes
+from dist_lookahead.comm.communicator import Communicator, Letter, Pending, Work, letter_bytes, ring_bytes
 from dist_lookahead.mesh import WORLD, Mesh, as_mesh
 
 
@@ -46,6 +47,25 @@ class _Post:
     tensor: Tensor
     output: Tensor
 
+    @property
+    def described(self) -> tuple[Any, ...]:
+        """What must be the same for all agents."""
+        return self.kind, tuple(self.tensor.shape), self.tensor.dtype
+
+
+@dataclass
+class _Letters:
+    """One agent's part in an exchange."""
+
+    sends: Sequence[Letter]
+    receives: Sequence[Letter]
+    kind: str = "exchange"
+
+    @property
+    def described(self) -> tuple[Any, ...]:
+        """What must be the same for all agents; whether letters fit is seen when they are delivered."""
+        return (self.kind,)
+
 
 @dataclass
 class _Board:
@@ -53,7 +73,7 @@ class _Board:
 
     size: int
     parked: dict[int, Pending] = field(default_factory=dict)
-    operations: dict[int, dict[int, _Post]] = field(default_factory=dict)
+    operations: dict[int, dict[int, Any]] = field(default_factory=dict)
 
     def enter(self, rank: int, pending: Pending) -> None:
         """Park an agent's generator; the last agent to come starts all of them."""
@@ -69,7 +89,7 @@ class _Board:
             self.parked.clear()
             _lockstep(generators)
 
-    def post(self, number: int, rank: int, post: _Post) -> None:
+    def post(self, number: int, rank: int, post: _Post | _Letters) -> None:
         self.operations.setdefault(number, {})[rank] = post
 
     def complete(self, number: int) -> None:
@@ -137,6 +157,10 @@ class SimulatedCommunicator:
         """Start to overwrite `tensor` with agent 0's."""
         return self._post("broadcast", tensor, tensor, tensor)
 
+    def exchange(self, sends: Sequence[Letter], receives: Sequence[Letter]) -> Work:
+        """Start to send tensors to single agents, and to receive others from single agents."""
+        return self._start(letter_bytes(sends), _Letters(sends, receives))
+
     def run(self, pending: Pending) -> None:
         """Park the generator until every agent of the world has one, then drive all of them together."""
         start, world = time.perf_counter(), self._world
@@ -146,9 +170,13 @@ class SimulatedCommunicator:
             world.seconds_syncing += time.perf_counter() - start
 
     def _post(self, kind: str, tensor: Tensor, output: Tensor, whole: Tensor) -> Work:
+        nbytes = ring_bytes(kind, whole.numel() * whole.element_size(), self.size)
+        return self._start(nbytes, _Post(kind, tensor, output))
+
+    def _start(self, nbytes: int, post: "_Post | _Letters") -> Work:
         number, self._started = self._started, self._started + 1
-        self._world._count(self._axis, ring_bytes(kind, whole.numel() * whole.element_size(), self.size))
-        self._board.post(number, self.rank, _Post(kind, tensor, output))
+        self._world._count(self._axis, nbytes)
+        self._board.post(number, self.rank, post)
         return _BoardWork(self._board, number)
 
     def _count(self, axis: str, nbytes: int) -> None:
@@ -198,8 +226,8 @@ def _advance(generators: list[Pending]) -> list[Work | None]:
     return works
 
 
-def _check_alike(posts: list[_Post], size: int) -> None:
-    described = [(p.kind, tuple(p.tensor.shape), p.tensor.dtype) for p in posts]
+def _check_alike(posts: list[Any], size: int) -> None:
+    described = [post.described for post in posts]
     if len(posts) != size or len(set(described)) > 1:
         raise RuntimeError(f"simulated agents started different collectives: {described}")
 
@@ -239,9 +267,34 @@ def _broadcast(posts: list[_Post]) -> None:
         post.output.copy_(posts[0].tensor)
 
 
+@torch.no_grad()
+def _exchange(posts: list[_Letters]) -> None:
+    """Deliver each letter, in the order in which the sender sent it; each must be expected, and each expected come."""
+    sent: dict[tuple[int, int], list[Tensor]] = {}
+    for sender, post in enumerate(posts):
+        for receiver, tensor in post.sends:
+            sent.setdefault((sender, receiver), []).append(tensor)
+    for receiver, post in enumerate(posts):
+        for sender, output in post.receives:
+            waiting = sent.get((sender, receiver), [])
+            if not waiting:
+                raise RuntimeError(f"simulated agent {receiver} waits for agent {sender}, which sends it nothing more")
+            tensor = waiting.pop(0)
+            if (tensor.shape, tensor.dtype) != (output.shape, output.dtype):
+                raise RuntimeError(
+                    f"simulated agent {sender} sends {tuple(tensor.shape)} {tensor.dtype} to agent {receiver}, "
+                    f"which waits for {tuple(output.shape)} {output.dtype}"
+                )
+            output.copy_(tensor)
+    for (sender, receiver), unread in sent.items():
+        if unread:
+            raise RuntimeError(f"simulated agent {sender} sends to agent {receiver}, which does not wait for it")
+
+
 _COLLECTIVES = {
     "all_reduce": _all_reduce,
     "reduce_scatter": _reduce_scatter,
     "all_gather": _all_gather,
     "broadcast": _broadcast,
+    "exchange": _exchange,
 }

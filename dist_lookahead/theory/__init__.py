@@ -6,6 +6,7 @@ alpha               the slow step size that is best for the bound, or along one 
 quadratic_oracle    mean and covariance of a noisy quadratic, fixed points
 growth, stability   from which learning rate x curvature on a stack grows, why, and what helps
 closed_forms        the same in formulas, where there are some
+consensus           how far agents that gossip are from their mean
 games               the same for games of two players
 """
 
@@ -13,6 +14,7 @@ from dist_lookahead.theory import closed_forms
 from dist_lookahead.theory.alpha import beats_sgd, floor, line_alpha, optimal_alpha, proposition_1_alpha, secant_alpha
 from dist_lookahead.theory.bounds import Bound, Condition, admissible_lr, bound
 from dist_lookahead.theory.calendar import Firing, firings
+from dist_lookahead.theory.consensus import consensus_distance, spectral_gap
 from dist_lookahead.theory.games import bilinear_contraction
 from dist_lookahead.theory.growth import stability_limit
 from dist_lookahead.theory.mixing import (
@@ -38,6 +40,7 @@ __all__ = [
     "bound",
     "closed_forms",
     "columns",
+    "consensus_distance",
     "effective_lr",
     "firings",
     "fixed_vector",
@@ -50,6 +53,7 @@ __all__ = [
     "optimal_alpha",
     "proposition_1_alpha",
     "secant_alpha",
+    "spectral_gap",
     "spectrum",
     "stability_limit",
     "stationary",

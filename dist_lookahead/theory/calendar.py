@@ -1,10 +1,12 @@
 """Which levels of a stack fire after which fast step: the rule of `LevelStack`, from descriptions alone."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
 from dist_lookahead.level import Level, check_levels
+from dist_lookahead.mesh import Mesh
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +81,27 @@ def firings(
         yield fired
         last = fired[0].step
     yield from repeat((), steps - last)
+
+
+def cycle(levels: Sequence[Level], mesh: Mesh) -> int:
+    """Return the number of fast steps after which everything repeats.
+
+    It is a round of the outermost level, or as many rounds as averages that change from sync to sync take to begin
+    again on all levels.
+
+    Args:
+        levels: innermost first, with a constant tau.
+        mesh: of the agents.
+
+    Example:
+        >>> from dist_lookahead import Gossip, OnePeerExponential, dpsgd, slowmo_over
+        >>> graph = OnePeerExponential()
+        >>> cycle(dpsgd(graph), Mesh((8,))), cycle(slowmo_over(dpsgd(graph), tau=12), Mesh((8,)))
+        (3, 12)
+    """
+    length = levels[-1].when.after(0)
+    rounds = 1
+    for level in levels:
+        fired, period = length // level.when.after(0), level.mix.period(mesh)
+        rounds = math.lcm(rounds, period // math.gcd(period, fired))
+    return length * rounds

@@ -211,6 +211,35 @@ def nested_variance(
     return variance
 
 
+def gossip_consensus(gamma_a: float, eigenvalues: Tensor, tau: int, alpha: float = 1.0, noise: float = 1.0) -> Tensor:
+    """Stationary squared distance of gossiping agents from their mean, after a sync: E 1/n sum_i (z_i - mean z)^2.
+
+    A symmetric W splits the agents into modes. That of the eigenvalue lambda has z <- (1 - alpha) z + alpha lambda x,
+    so that its variance is
+
+        alpha^2 lambda^2 (1 - R^2) V_SGD / (1 - [1 - alpha (1 - lambda R)]^2),    R = (1 - gamma a)^tau,
+
+    and the distance is the sum over all modes but the mean's, whose eigenvalue is 1, divided by n.
+
+    Args:
+        gamma_a: fast learning rate x curvature, in (0, 2).
+        eigenvalues: of W, (n,), 1 the largest.
+        tau: fast steps between gossips.
+        alpha: slow step size, 1 for `Copy`.
+        noise: sigma.
+
+    Example:
+        >>> import torch
+        >>> ring = torch.tensor([1.0, 1 / 3, 1 / 3, -1 / 3])
+        >>> round(gossip_consensus(0.5, ring, tau=1).item(), 4)
+        0.0214
+    """
+    modes, big_r = eigenvalues.sort().values[:-1], (1 - gamma_a) ** tau
+    kept = 1 - alpha * (1 - modes * big_r)
+    fresh = (alpha * modes) ** 2 * (1 - big_r**2) * sgd_variance(gamma_a, noise)
+    return (fresh / (1 - kept**2)).sum() / len(eigenvalues)
+
+
 def lookahead_frontier(tau: int, alpha: float) -> float:
     """The least gamma a at which Lookahead around gradient descent grows, 0 < alpha <= 2.
 

@@ -16,6 +16,7 @@ from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.level import Every, Level, check_levels
 from dist_lookahead.mesh import Mesh, as_mesh
+from dist_lookahead.theory.calendar import cycle
 from dist_lookahead.theory.constants import require_constants
 from dist_lookahead.theory.linear_recursion import Quadratics, round_map, spectral_radius
 
@@ -65,7 +66,7 @@ def grows(levels: Sequence[Level], rates: Tensor, *, mesh: Mesh, momentum: float
     quadratics = Quadratics(
         curvature=rates.expand_as(zero), noise=zero, offsets=zero, mesh=mesh, momentum=momentum, nesterov=nesterov
     )
-    return ~(spectral_radius(_round(levels, quadratics, len(levels) - 1)) <= GROWS)
+    return ~(spectral_radius(_cycle(levels, quadratics)) <= GROWS)
 
 
 def first_growth(grows_at: Callable[[Tensor], Tensor]) -> float:
@@ -99,10 +100,17 @@ def smallest_mesh(levels: Sequence[Level], agents: int | Mesh) -> Mesh:
     return Mesh(tuple(min(size, 2) for size in mesh.shape), mesh.names)
 
 
+def _cycle(levels: Sequence[Level], quadratics: Quadratics) -> Tensor:
+    """The map of a round of the outermost level, or of all turns of averages that change from sync to sync."""
+    if all(level.mix.period(quadratics.mesh) == 1 for level in levels):
+        return _round(levels, quadratics, len(levels) - 1)
+    return round_map(levels, quadratics, 1.0, cycle(levels, quadratics.mesh))
+
+
 def _round(levels: Sequence[Level], quadratics: Quadratics, top: int) -> Tensor:
     """The map of a round of level `top`: its pulls of the level below are alike, but for the last, where more fire."""
     length = levels[top].when.after(0)
-    if top == 0 or any(level.mix.period > 1 for level in levels):
+    if top == 0:
         return round_map(levels, quadratics, 1.0, length)
     pull = levels[top - 1].when.after(0)
     sooner = [replace(level, when=Every(pull)) if level.when.after(0) == length else level for level in levels]

@@ -57,6 +57,10 @@ class Layout:
     places: tuple[Place, ...]
     averages: tuple[tuple[Tensor, ...], ...]
 
+    def average(self, index: int, turn: int) -> Tensor:
+        """Return the W of a level when it has fired `turn` times before."""
+        return self.averages[index][turn % len(self.averages[index])]
+
     def mask(self) -> Tensor:
         """Return 1 for each x and z and 0 for each v, (S,)."""
         return torch.tensor([not name.startswith("v") for name in self.names], dtype=torch.float64)
@@ -95,7 +99,7 @@ def layout_of(levels: Sequence[Level], agents: int | Mesh) -> Layout:
 
 def _averages(index: int, level: Level, mesh: Mesh) -> tuple[Tensor, ...]:
     try:
-        return tuple(level.mix.weights(mesh, turn) for turn in range(level.mix.period))
+        return tuple(level.mix.weights(mesh, turn) for turn in range(level.mix.period(mesh)))
     except ValueError as error:
         raise ValueError(f"levels[{index}].mix: {error}") from error
 

@@ -192,7 +192,7 @@ def _sync(layout: Layout, quadratics: Quadratics, fired: Sequence[Firing]) -> Te
         if level.fast_buffers == "reset":
             buffers = torch.zeros_like(buffers)
         elif level.fast_buffers == "average":
-            buffers = layout.averages[firing.index][firing.turn % level.mix.period].T @ buffers
+            buffers = layout.average(firing.index, firing.turn).T @ buffers
     return torch.block_diag(P.T, buffers)
 
 

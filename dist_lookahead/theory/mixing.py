@@ -242,7 +242,7 @@ def _fire(layout: Layout, state: Tensor, firing: Firing) -> Tensor:
     """Return the state X, (.., S), after a level has fired; every agent's numbers are (.., n)."""
     level, place = layout.levels[firing.index], layout.places[firing.index]
     new = state.clone()
-    below = state[..., layout.fast] @ layout.averages[firing.index][firing.turn % level.mix.period]
+    below = state[..., layout.fast] @ layout.average(firing.index, firing.turn)
     z = below
     if isinstance(level.move, Pull):
         alpha, beta = level.move.coefficients(firing.step)

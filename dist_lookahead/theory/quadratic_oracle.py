@@ -14,9 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.level import Level, check_levels
 from dist_lookahead.mesh import Mesh, as_mesh
 from dist_lookahead.schedule import Scheduled, value_at
+from dist_lookahead.theory.calendar import cycle
 from dist_lookahead.theory.constants import require_constants
 from dist_lookahead.theory.linear_recursion import (
     Quadratics,
@@ -36,8 +39,9 @@ class Stationary:
     """Where mean and variance settle.
 
     Attributes:
-        round: the round of the outermost level that repeats itself, tau + 1 points in time from sync to sync. Of
-            coordinates that do not settle the mean is nan and the variance infinite.
+        round: the round of the outermost level that repeats itself, tau + 1 points in time from sync to sync; as many
+            rounds as averages that change from sync to sync take to begin again. Of coordinates that do not settle the
+            mean is nan and the variance infinite.
         contraction: (d,), factor of a round on the slowest part of mean and deviations; below 1 where they settle.
     """
 
@@ -105,7 +109,8 @@ def stationary(
 ) -> Stationary:
     """Return the round in which mean and variance have settled, and how fast they get there.
 
-    The moments after a sync of the outermost level solve m = M m + b and C = M C M^T + N over one of its rounds.
+    The moments after a sync of the outermost level solve m = M m + b and C = M C M^T + N over one of its rounds, or as
+    many as `cycle` has.
 
     Args:
         levels: innermost first, without schedules.
@@ -128,7 +133,8 @@ def stationary(
 
     Reference: arXiv 1907.08610, Proposition 2, for n agents and any stack.
     """
-    length = _round_length(levels)
+    require_constants(check_levels(levels), ("tau", "alpha", "beta"), "no round repeats itself")
+    length = cycle(levels, as_mesh(agents))
     quadratics = _quadratics(levels, curvature, noise, offsets, 0.0, agents, momentum, nesterov)
     whole = round_map(levels, quadratics, lr, length)
     radius = spectral_radius(whole)
@@ -155,7 +161,7 @@ def _quadratics(
     mesh = as_mesh(agents)
     total = mesh.size
     differ = any(tensor.ndim == 2 and len(tensor) > 1 for tensor in tensors.values())
-    if not differ and all(_is_symmetric(level.mix.weights(mesh)) for level in levels):
+    if not differ and all(_are_alike(level, mesh) for level in levels):
         mesh = Mesh((min(mesh.size, 2),))
     width = max(tensor.shape[-1] if tensor.ndim else 1 for tensor in tensors.values())
     for name, tensor in tensors.items():
@@ -169,13 +175,9 @@ def _quadratics(
     return Quadratics(curvature=a, noise=sigma, offsets=mu, mesh=mesh, momentum=momentum, nesterov=nesterov)
 
 
-def _is_symmetric(weights: Tensor) -> bool:
-    """Whether all agents are alike in an average: the same share of oneself, the same of everybody else."""
+def _are_alike(level: Level, mesh: Mesh) -> bool:
+    """Whether all agents are alike in a level's average, which is the exact one of all of them, or of each alone."""
+    weights = level.mix.weights(mesh)
     own, others = weights.diagonal(), weights[~torch.eye(len(weights), dtype=torch.bool)]
-    return bool((own == own[0]).all() and (others == others[:1]).all())
-
-
-def _round_length(levels: Sequence[Level]) -> int:
-    levels = check_levels(levels)
-    require_constants(levels, ("tau", "alpha", "beta"), "no round repeats itself")
-    return levels[-1].when.after(0)
+    alike = bool((own == own[0]).all() and (others == others[:1]).all())
+    return alike and isinstance(level.mix, Alone | Exact)

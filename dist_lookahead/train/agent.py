@@ -11,6 +11,7 @@ from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.optimizer import DistributedLookahead
 from dist_lookahead.tasks.task import Batch, Task
 from dist_lookahead.train.config import Config
+from dist_lookahead.train.config_mesh import agreeing
 from dist_lookahead.train.data_parallel import AXIS, count_bytes, shared
 from dist_lookahead.train.dynamics import Dynamics
 from dist_lookahead.train.random_state import RandomState, derive_seed
@@ -44,7 +45,8 @@ class Agent:
             probe=self._probe if any(level.move.searches for level in levels) else None,
             data_parallel=AXIS if self.shares_gradients else None,
         )
-        self.dynamics = Dynamics(self.optimizer.stack) if config.logging.dynamics else None
+        agreed = agreeing(levels, communicator.mesh, config.inner)  # else there is no mean after a sync to be measured
+        self.dynamics = Dynamics(self.optimizer.stack) if config.logging.dynamics and agreed else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._forward = shared(self._compiled(), communicator) if self.shares_gradients else self._compiled()
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]

@@ -72,7 +72,8 @@ class Levels:
         read: dict[str, Any] = {}
         for key, parameter in known.items():
             if key in given:
-                read[key] = _read_value(given[key], parameter.annotation, f"levels.{key}", faults)
+                reader = _read_levels if parameter.annotation == Sequence[Level] else _read_value
+                read[key] = reader(given[key], parameter.annotation, f"levels.{key}", faults)
             elif parameter.default is parameter.empty:
                 faults.append(f"levels.{key} is missing: {name} needs it")
         if faults:
@@ -144,6 +145,14 @@ def _read_level(plain: Any, path: str, faults: list[str]) -> Level | None:
     except ValueError as error:
         faults.append(f"{path}: {error}")
         return None
+
+
+def _read_levels(plain: Any, _annotation: Any, path: str, faults: list[str]) -> list[Level | None]:
+    """Read the levels below those of a recipe."""
+    if not isinstance(plain, list):
+        faults.append(f"{path}={shown(plain)} must be a list of levels, innermost first")
+        return []
+    return [_read_level(item, f"{path}[{index}]", faults) for index, item in enumerate(plain)]
 
 
 def _read_value(plain: Any, annotation: Any, path: str, faults: list[str]) -> Any:

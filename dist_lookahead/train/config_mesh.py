@@ -1,9 +1,13 @@
 """The section `mesh`: the agents as a grid with named axes, for levels to average along."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from dist_lookahead.mesh import Mesh
+from dist_lookahead.alike import agree
+from dist_lookahead.level import Level
+from dist_lookahead.mesh import NODES, Mesh
 from dist_lookahead.train.config_faults import Faults, shown
+from dist_lookahead.train.config_inner import Inner
 
 
 def read_mesh(plain: Any) -> Mesh | None:
@@ -27,6 +31,18 @@ def read_mesh(plain: Any) -> Mesh | None:
         return Mesh(tuple(plain.values()), tuple(plain))
     except ValueError as error:
         raise Faults([f"mesh: {error}"]) from error
+
+
+def agreeing(levels: Sequence[Level], mesh: Mesh | None, inner: Inner) -> bool:
+    """Return whether all agents hold the same weights after a sync of all levels, however many nodes there will be.
+
+    Args:
+        levels: innermost first.
+        mesh: of the file; None for torchrun's.
+        inner: says whether agents share their gradients.
+    """
+    shared = () if inner.data_parallel == "none" else ("local",)
+    return agree(levels, mesh or Mesh((2, 2), NODES), shared)
 
 
 def write_mesh(mesh: Mesh | None) -> dict[str, int] | None:

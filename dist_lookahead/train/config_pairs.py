@@ -10,18 +10,20 @@ from dataclasses import fields
 import torch
 
 from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, WORLD, Mesh
 from dist_lookahead.notation import is_unknown
 from dist_lookahead.schedule import Schedule
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS, build_model
+from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
-from dist_lookahead.train.config_mesh import write_mesh
+from dist_lookahead.train.config_mesh import agreeing, write_mesh
 from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
-from dist_lookahead.train.config_sections import Data, ModelChoice, Performance, Precision, Run, Sync
+from dist_lookahead.train.config_sections import Data, Evaluation, ModelChoice, Performance, Precision, Run, Sync
 from dist_lookahead.train.config_tasks import Feed
 
 
@@ -123,17 +125,30 @@ def _model_takes_images(data: Data, model: ModelChoice) -> Iterator[str]:
 def _axes(mesh: Mesh | None, levels: Levels) -> Iterator[str]:
     names = (*(NODES if mesh is None else mesh.names), WORLD)
     for index, mix in enumerate(level.mix for level in levels.stack):
-        if isinstance(mix, Exact) and mix.axis not in names:
-            yield f"levels[{index}].mix.exact.axis={mix.axis!r} {is_unknown(mix.axis, names)}, as mesh says"
+        if isinstance(mix, Exact | Gossip) and mix.axis not in names:
+            where = f"levels[{index}].mix.{type(mix).__name__.lower()}.axis={mix.axis!r}"
+            yield f"{where} {is_unknown(mix.axis, names)}, as mesh says"
 
 
 def _averages(levels: Levels, sync: Sync) -> Iterator[str]:
     mixes = [level.mix for level in levels.stack]
-    if any(mix.communicates for mix in mixes):
+    if any(isinstance(mix, Exact) for mix in mixes):
         return
     for name, field in Sync.model_fields.items():
         if getattr(sync, name) != field.default:
-            yield f"sync.{name}={getattr(sync, name)} has no effect on levels that never average: remove it"
+            yield f"sync.{name}={getattr(sync, name)} has no effect on levels that never average exactly: remove it"
+
+
+def _weights(mesh: Mesh | None, inner: Inner, levels: Levels, evaluation: Evaluation) -> Iterator[str]:
+    """Agents that gossip, or average along some axes only, have no slow weights in common."""
+    averages = any(level.mix.communicates for level in levels.stack)
+    if not averages or "slow" not in evaluation.weights or any(_axes(mesh, levels)):
+        return
+    if not agreeing(levels.stack, mesh, inner):
+        yield (
+            f"evaluation.weights={list(evaluation.weights)}: after a sync of these levels agents have slow weights of "
+            "their own; use [averaged], or a level with mix: exact over all agents above"
+        )
 
 
 def _images_have_an_order(model: ModelChoice, performance: Performance) -> Iterator[str]:
@@ -148,6 +163,7 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _length,
     _model_takes_images,
     _averages,
+    _weights,
     _images_have_an_order,
     *QUADRATIC_PAIRS,
 )

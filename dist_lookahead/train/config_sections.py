@@ -214,7 +214,8 @@ class Logging(Section):
     every: int = Field(default=1, ge=1)
     """Syncs between lines of metrics."""
     dynamics: bool = True
-    """Measure spread, distance of the mean from z, and cosine of slow steps, which reads the weights once more."""
+    """Measure spread, distance of the mean from z, and cosine of slow steps, which reads the weights once more; not
+    where the outermost level gossips, since no agent has the mean."""
     tensorboard: bool = True
     """Write TensorBoard events beside the JSONL file."""
     plots: bool = True

@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_lookahead.notation import from_plain
 from dist_lookahead.train.checkpoint import CheckpointStore, agents_in, newest_common
+from dist_lookahead.train.config_inner import Inner
+from dist_lookahead.train.config_mesh import agreeing, read_mesh
 from dist_lookahead.train.run_directory import RunDirectory
 
 
 def export(run: Path, out: Path, *, step: int | None = None) -> str:
     """Write the slow weights of a checkpoint as a state dict, and return a sentence on what they are.
 
-    In the middle of a round without slow weights on every agent (local SGD, sharded levels) it is the mean of all
-    agents' weights.
+    In the middle of a round without slow weights on every agent (local SGD, sharded levels), and always where the
+    outermost level gossips, it is the mean of all agents' weights.
 
     Args:
         run: folder of a run.
@@ -30,9 +33,13 @@ def export(run: Path, out: Path, *, step: int | None = None) -> str:
     common = newest_common([store.steps() for store in stores]) if step is None else step
     if common is None:
         raise ValueError(f"{directory.checkpoints} has no step of which all {len(stores)} agents have a whole file")
-    agents = (store.load(common)["agent"] for store in stores)
-    first = next(agents)
-    weights, what = _averaged(first, agents)
+    states = (store.load(common) for store in stores)
+    whole = next(states)
+    first, agents = whole["agent"], (state["agent"] for state in states)
+    levels = [from_plain(saved["level"]) for saved in first["optimizer"]["levels"]["levels"]]
+    mesh, inner = read_mesh(whole["config"]["mesh"]), Inner.read(whole["config"]["inner"])
+    mean_only = len(stores) > 1 and not agreeing(levels, mesh, inner)
+    weights, what = _mean_of(first, agents) if mean_only else _averaged(first, agents)
     out.parent.mkdir(parents=True, exist_ok=True)
     torch.save({name: tensor.clone() for name, tensor in weights.items()}, out)
     return f"{out}: {what} after fast step {common} of {run}, {len(weights)} tensors"
@@ -51,7 +58,11 @@ def _averaged(first: Mapping[str, Any], others: Any) -> tuple[dict[str, Tensor],
     if outer["slow"] and not outer["owned"]:
         weights = {name: tensor.to(model[name].dtype) for name, tensor in outer["slow"].items()}
         return {**model, **weights, **slow["buffers"]}, f"slow weights of fast step {outer['last']}"
-    return _mean([model, *(dict(other["model"]) for other in others)]), "mean of all agents' fast weights"
+    return _mean_of(first, others)
+
+
+def _mean_of(first: Mapping[str, Any], others: Any) -> tuple[dict[str, Tensor], str]:
+    return _mean([dict(agent["model"]) for agent in (first, *others)]), "mean of all agents' fast weights"
 
 
 def _mean(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

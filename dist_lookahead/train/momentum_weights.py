@@ -6,7 +6,9 @@ from functools import lru_cache
 
 from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.level import Level
+from dist_lookahead.mesh import Mesh
 from dist_lookahead.move import Pull
+from dist_lookahead.theory.growth import smallest_mesh
 from dist_lookahead.theory.layout import layout_of
 from dist_lookahead.theory.mixing import fixed_vector
 
@@ -24,7 +26,8 @@ def momentum_weights(bounds: Sequence[BoundLevel]) -> list[float] | None:
     if any(bound.mixer.shards not in (1, outer.mixer.shards) for bound in keeping):
         return None
     try:
-        return _weights(tuple(_as_fired(bound) for bound in bounds), min(outer.mixer.agents, 2))
+        levels = tuple(_as_fired(bound) for bound in bounds)
+        return _weights(levels, smallest_mesh(levels, outer.mixer.agents))
     except ValueError:
         return None
 
@@ -39,7 +42,7 @@ def _as_fired(bound: BoundLevel) -> Level:
 
 
 @lru_cache(maxsize=64)
-def _weights(levels: tuple[Level, ...], agents: int) -> list[float] | None:
+def _weights(levels: tuple[Level, ...], agents: Mesh) -> list[float] | None:
     layout, a = layout_of(levels, agents), fixed_vector(levels, agents)
     columns = [a[place.momentum] for place in layout.places]
     if any(len(column) > 1 and column.abs().sum() for column in columns):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import WORLD
 from dist_lookahead.move import Pull
@@ -38,6 +39,9 @@ def _when(first: Level) -> str:
 
 
 def _whose(level: Level) -> str:
+    if isinstance(level.mix, Gossip):
+        times = f", {level.mix.rounds} times" if level.mix.rounds > 1 else ""
+        return f"over the neighbours in a graph, {type(level.mix.topology).__name__}{times}"
     if not isinstance(level.mix, Exact):
         return "each agent for itself"
     over = "over all agents" if level.mix.axis == WORLD else f"over the agents along {level.mix.axis!r}"
@@ -46,6 +50,8 @@ def _whose(level: Level) -> str:
 
 def _formula(level: Level, first: Level, index: int) -> str:
     mean = "mean x" if level.mix.communicates else "x"
+    if isinstance(level.mix, Gossip):
+        mean = "(neighbours' mean x)"
     if not isinstance(first.move, Pull):
         return f"x <- {mean}"
     z, v = f"z{index}", f"v{index}"

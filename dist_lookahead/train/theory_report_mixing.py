@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from dist_lookahead import theory
+from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.level import Level
-from dist_lookahead.mesh import Mesh
+from dist_lookahead.mesh import Mesh, as_mesh
 from dist_lookahead.train.theory_report_text import coefficient, names, number, paragraph, table
 
 SHOWN = 4  # columns that are alike, before the middle ones are left out
@@ -26,6 +27,8 @@ def mixing_lines(levels: Sequence[Level], agents: int | Mesh) -> Iterator[str]:
     if isinstance(agents, int) and agents > MOST:
         yield from paragraph(f"Matrices are those of {MOST} agents: for {agents} they are alike, with 1/n in place.")
         agents = MOST
+    if any(level.mix.period(as_mesh(agents)) > 1 for level in levels):
+        yield from paragraph("A graph changes from sync to sync: its first turns are shown.")
     for fired, step in _kinds(levels).items():
         P = theory.mixing_matrix(levels, agents, step)
         yield from paragraph(f"P where {names(fired)} fire{'s' * (len(fired) == 1)}, new X = (X - gamma G) P:")
@@ -83,11 +86,14 @@ def _cells(P: Tensor, columns: Sequence[str]) -> list[list[str]]:
 
 
 def _spectrum(levels: Sequence[Level], agents: int | Mesh, step: int) -> str:
-    """Each eigenvalue with its multiplicity.
+    """Each eigenvalue with its multiplicity; of a gossip their moduli.
 
     Where agents are alike, P acts on what they share as for one agent, and on each of the n - 1 ways to differ as on
     the only one of two agents.
     """
+    if any(isinstance(level.mix, Gossip) for level in levels):
+        moduli = theory.spectrum(theory.mixing_matrix(levels, agents, step)).abs().tolist()
+        return "moduli " + _counted(Counter(f"{modulus:.3f}" for modulus in moduli))
     if isinstance(agents, Mesh):
         return _counted(Counter(_eigenvalues(levels, agents, step)))
     one, two = (Counter(_eigenvalues(levels, few, step)) for few in (1, 2))

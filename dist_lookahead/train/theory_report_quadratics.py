@@ -36,10 +36,11 @@ def quadratic_lines(setting: Setting, levels: Sequence[Level]) -> Iterator[str]:
     own = _settled(levels, rates, setting, setting.crowd)
     alone = _settled(SGD, rates, setting, 1)
     tau = levels[-1].when.after(0)
+    rounds = (len(own.round.slow.variance) - 1) // tau  # more than one where averages change from sync to sync
     rows = [
         [
             number(rate),
-            *_factors(own.contraction[place].item(), tau),
+            *_factors(own.contraction[place].item() ** (1 / rounds), tau),
             _factors(alone.contraction[place].item(), 1)[0],
             *_variances(own.round.slow.variance[0, place].item(), alone.round.slow.variance[0, place].item()),
             marks[rate],

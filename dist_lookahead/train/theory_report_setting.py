@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dist_lookahead.averaging.exact import Exact
+from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, WORLD, Mesh
 from dist_lookahead.train.config import Config, ConfigError
@@ -16,6 +17,7 @@ from dist_lookahead.train.config_pairs import agents_faults
 from dist_lookahead.train.config_quadratic import Quadratic, kinds_faults
 
 CONSTANTS = ("smoothness", "noise", "gap")
+MOST_THAT_GOSSIP = 32
 SEVERAL = 4  # agents where the file leaves their number to torchrun
 
 
@@ -106,6 +108,7 @@ def setting_of(config: Config, assumed: Assumptions) -> Setting:
     faults = [
         *_mesh_faults(config, agents),
         *agents_faults(agents, config.levels),
+        *_gossip_faults(agents, config),
         *(kinds_faults(agents, config.quadratic) if config.quadratic else ()),
     ]
     if faults:
@@ -169,7 +172,7 @@ def _a_few(values: list[float]) -> tuple[float, ...]:
 def _along(config: Config) -> list[str]:
     """The axes along which levels average, "world" aside."""
     mixes = [level.mix for level in config.levels.stack]
-    return [mix.axis for mix in mixes if isinstance(mix, Exact) and mix.axis != WORLD]
+    return [mix.axis for mix in mixes if isinstance(mix, Exact | Gossip) and mix.axis != WORLD]
 
 
 def _mesh(config: Config, agents: int) -> Mesh | None:
@@ -184,6 +187,19 @@ def _mesh_faults(config: Config, agents: int) -> Iterator[str]:
         yield f"--agents {agents} with mesh={write_mesh(config.mesh)} of {config.mesh.size} agents: leave one out"
     elif config.mesh is None and _along(config) and agents % 2:
         yield f"{agents} agents on two nodes, which are assumed for levels along {_along(config)[0]!r}: give mesh"
+
+
+def _gossip_faults(agents: int, config: Config) -> Iterator[str]:
+    """Say whether a graph fits the agents, and whether they are too many to look at all of them."""
+    gossips = [(index, mix) for index, level in enumerate(config.levels.stack) if isinstance(mix := level.mix, Gossip)]
+    if gossips and agents > MOST_THAT_GOSSIP:
+        yield f"agents={agents}: of agents that gossip all are looked at; use --agents {MOST_THAT_GOSSIP} or fewer"
+        return
+    for index, mix in gossips:
+        try:
+            mix.weights(_mesh(config, agents) or Mesh((agents,)))
+        except ValueError as error:
+            yield f"levels[{index}].mix: {error}"
 
 
 def _agents(config: Config) -> int:
