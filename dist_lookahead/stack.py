@@ -108,7 +108,10 @@ class LevelStack:
         self.communicator.run(self._sync([bound for bound in self.bound if bound.last != self.clock]))
 
     def raise_flag(self, value: int) -> None:
-        """Tell all agents a small number, at most 2^24 - 1, with the next sync; they find it in `flags`."""
+        """Tell all agents a small number, at most 2^24 - 1, with the next sync; they find it in `flags`.
+
+        It goes with the mail of exact averages: where all levels gossip it reaches nobody.
+        """
         self.mail.outgoing["flag"] = value
 
     def _due(self) -> list[BoundLevel]:

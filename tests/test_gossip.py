@@ -1,5 +1,7 @@
 """Gossip over simulated agents and processes: the weights of its graph, to the last bit, and only neighbours' bytes."""
 
+import os
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from dist_lookahead import (
     Pull,
     Ring,
     StaticExponential,
+    SyncError,
     dpsgd,
     simulate,
     slowmo_over,
@@ -107,6 +110,29 @@ def test_processes_give_the_bits_of_simulated_agents() -> None:
             tolerance = 1e-6 if name == "SlowMo over gossip" else 0.0  # four add up in another order in an all-reduce
             difference = (results[rank][name] - agent.weights()).abs().max()
             assert difference <= tolerance, f"{name}, agent {rank}"
+
+
+def lose_one(at: int) -> dict[str, Any]:
+    agent = Agent(dist.get_rank(), dpsgd())
+    descend([agent], at)
+    if dist.get_rank() == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        descend([agent], 3)
+    except SyncError as error:
+        return {"message": str(error), "absent": list(error.absent), "finite": bool(agent.weights().isfinite().all())}
+    return {"message": "no error"}
+
+
+@pytest.mark.timeout(60)
+def test_a_lost_neighbour_ends_the_run_and_nobody_else_is_blamed() -> None:
+    """The neighbours notice at once, others only when these have ended: a roll call would name agents that are well."""
+    results = run_processes(lose_one, 4, 2, silence=4.0, may_die=[2])
+    for rank in (0, 1, 3):
+        assert results[rank]["message"].startswith("the sync of levels[0] over axis 'world' after fast step")
+        assert f"failed on agent {rank} of 4: which agents are lost is not known" in results[rank]["message"]
+        assert results[rank]["absent"] == []
+        assert results[rank]["finite"]
 
 
 # --- what is averaged

@@ -70,8 +70,8 @@ def test_a_resumed_run_is_the_one_that_never_stopped(
         with pytest.raises(KeyboardInterrupt):
             train(broken)
     train(broken, resume=True)
-    states = [final_states(folder_of(config), agents=4) for config in (whole, broken)]
-    assert not list(differences(states[0], states[1]))
+    unbroken, resumed = (final_states(folder_of(config), agents=4) for config in (whole, broken))
+    assert not list(differences(unbroken, resumed))
     assert records(folder_of(whole)) == records(folder_of(broken))
 
 

@@ -135,7 +135,7 @@ class ProcessGroupCommunicator:
             dist.P2POp(way, tensor, self.members[peer], group=self.process_group) for way, (peer, tensor) in letters
         ]
         start = dist.batch_isend_irecv if operations else list  # which refuses to send nothing
-        return self._begin(letter_bytes(sends), lambda: _Together(start(operations)))
+        return self._begin(letter_bytes(sends), lambda: _Together(start(operations)), everybody=False)
 
     def run(self, pending: Pending) -> None:
         """Wait for each work that the generator yields."""
@@ -166,21 +166,25 @@ class ProcessGroupCommunicator:
         try:
             work.wait()
         except RuntimeError as error:
-            pending.throw(CollectiveError(str(error), self.absent_ranks()))
+            pending.throw(self._failed(error, everybody=not isinstance(work, _Together)))
             raise
         return next(pending, None)
 
     def _start(self, kind: str, whole: Tensor, start: Callable[[], Work | None]) -> Work:
         return self._begin(ring_bytes(kind, whole.numel() * whole.element_size(), self.size), start)
 
-    def _begin(self, nbytes: int, start: Callable[[], Work | None]) -> Work:
+    def _begin(self, nbytes: int, start: Callable[[], Work | None], *, everybody: bool = True) -> Work:
         self._world._count(self._axis, nbytes)
         try:
             work = start()
         except RuntimeError as error:  # a group that has failed before refuses at once
-            raise CollectiveError(str(error), self.absent_ranks()) from error
+            raise self._failed(error, everybody=everybody) from error
         assert work is not None  # None stands for "not a member of the group"
         return work
+
+    def _failed(self, error: RuntimeError, *, everybody: bool) -> CollectiveError:
+        # An exchange fails on the neighbours of a lost agent only: that others do not sign in says nothing.
+        return CollectiveError(str(error), self.absent_ranks() if everybody else ())
 
     def _count(self, axis: str, nbytes: int) -> None:
         self.bytes_sent += nbytes

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from dist_lookahead.comm.board import Board, Letters, Post
 from dist_lookahead.comm.communicator import Communicator, Letter, Pending, Work, letter_bytes, ring_bytes
 from dist_lookahead.mesh import WORLD, Mesh, as_mesh
 
@@ -22,6 +22,7 @@ def simulate(agents: int | Mesh) -> list[Communicator]:
         agents: number of agents, >= 1, or a mesh of agents with named axes to average along.
 
     Example:
+        >>> import torch
         >>> from dist_lookahead import DistributedLookahead, local_sgd
         >>> weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
         >>> agents = [
@@ -35,71 +36,8 @@ def simulate(agents: int | Mesh) -> list[Communicator]:
         [-2.0, -2.0]
     """
     mesh = as_mesh(agents)
-    boards: dict[tuple[int, ...], _Board] = {}
+    boards: dict[tuple[int, ...], Board] = {}
     return [SimulatedCommunicator(boards, mesh, rank) for rank in range(mesh.size)]
-
-
-@dataclass
-class _Post:
-    """One agent's part in a collective."""
-
-    kind: str
-    tensor: Tensor
-    output: Tensor
-
-    @property
-    def described(self) -> tuple[Any, ...]:
-        """What must be the same for all agents."""
-        return self.kind, tuple(self.tensor.shape), self.tensor.dtype
-
-
-@dataclass
-class _Letters:
-    """One agent's part in an exchange."""
-
-    sends: Sequence[Letter]
-    receives: Sequence[Letter]
-    kind: str = "exchange"
-
-    @property
-    def described(self) -> tuple[Any, ...]:
-        """What must be the same for all agents; whether letters fit is seen when they are delivered."""
-        return (self.kind,)
-
-
-@dataclass
-class _Board:
-    """Where the agents of one process meet."""
-
-    size: int
-    parked: dict[int, Pending] = field(default_factory=dict)
-    operations: dict[int, dict[int, Any]] = field(default_factory=dict)
-
-    def enter(self, rank: int, pending: Pending) -> None:
-        """Park an agent's generator; the last agent to come starts all of them."""
-        if rank in self.parked:
-            late = sorted(set(range(self.size)) - set(self.parked))
-            raise RuntimeError(
-                f"simulated agent {rank} communicates again before agents {late} have come to its last sync: "
-                "step the agents in turn, all with the same levels"
-            )
-        self.parked[rank] = pending
-        if len(self.parked) == self.size:
-            generators = [self.parked[r] for r in range(self.size)]
-            self.parked.clear()
-            _lockstep(generators)
-
-    def post(self, number: int, rank: int, post: _Post | _Letters) -> None:
-        self.operations.setdefault(number, {})[rank] = post
-
-    def complete(self, number: int) -> None:
-        """Do operation `number` for every agent, once."""
-        posts = self.operations.pop(number, None)
-        if posts is None:
-            return
-        ordered = [posts[rank] for rank in sorted(posts)]
-        _check_alike(ordered, self.size)
-        _COLLECTIVES[ordered[0].kind](ordered)
 
 
 class SimulatedCommunicator:
@@ -115,7 +53,7 @@ class SimulatedCommunicator:
 
     def __init__(
         self,
-        boards: dict[tuple[int, ...], _Board],
+        boards: dict[tuple[int, ...], Board],
         mesh: Mesh,
         rank: int,
         axis: str = WORLD,
@@ -125,7 +63,7 @@ class SimulatedCommunicator:
         self.rank, self.size = self.members.index(rank), len(self.members)
         self.mesh, self._axis = mesh, axis
         self._boards, self._world = boards, world or self
-        self._board = boards.setdefault(self.members, _Board(self.size))
+        self._board = boards.setdefault(self.members, Board(self.size))
         self._axes: dict[str, SimulatedCommunicator] = {axis: self}
         self._started = 0
         self.bytes_sent = 0
@@ -159,7 +97,7 @@ class SimulatedCommunicator:
 
     def exchange(self, sends: Sequence[Letter], receives: Sequence[Letter]) -> Work:
         """Start to send tensors to single agents, and to receive others from single agents."""
-        return self._start(letter_bytes(sends), _Letters(sends, receives))
+        return self._start(letter_bytes(sends), Letters(sends, receives))
 
     def run(self, pending: Pending) -> None:
         """Park the generator until every agent of the world has one, then drive all of them together."""
@@ -171,9 +109,9 @@ class SimulatedCommunicator:
 
     def _post(self, kind: str, tensor: Tensor, output: Tensor, whole: Tensor) -> Work:
         nbytes = ring_bytes(kind, whole.numel() * whole.element_size(), self.size)
-        return self._start(nbytes, _Post(kind, tensor, output))
+        return self._start(nbytes, Post(kind, tensor, output))
 
-    def _start(self, nbytes: int, post: "_Post | _Letters") -> Work:
+    def _start(self, nbytes: int, post: Post | Letters) -> Work:
         number, self._started = self._started, self._started + 1
         self._world._count(self._axis, nbytes)
         self._board.post(number, self.rank, post)
@@ -190,111 +128,8 @@ class SimulatedCommunicator:
 
 @dataclass
 class _BoardWork:
-    board: _Board
+    board: Board
     number: int
 
     def wait(self) -> None:
         self.board.complete(self.number)
-
-
-def _lockstep(generators: list[Pending]) -> None:
-    while True:
-        works = _advance(generators)
-        finished = [rank for rank, work in enumerate(works) if work is None]
-        if len(finished) == len(works):
-            return
-        if finished:
-            raise RuntimeError(
-                f"simulated agents {finished} have nothing more to communicate where the others wait for them: "
-                "all agents need the same levels and the same number of steps"
-            )
-        for work in works:
-            assert work is not None
-            work.wait()
-
-
-def _advance(generators: list[Pending]) -> list[Work | None]:
-    """Bring all agents to their next wait; an error of one does not keep the others from theirs, as in processes."""
-    works, errors = [], []
-    for generator in generators:
-        try:
-            works.append(next(generator, None))
-        except Exception as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
-    return works
-
-
-def _check_alike(posts: list[Any], size: int) -> None:
-    described = [post.described for post in posts]
-    if len(posts) != size or len(set(described)) > 1:
-        raise RuntimeError(f"simulated agents started different collectives: {described}")
-
-
-@torch.no_grad()
-def _sum(posts: list[_Post]) -> Tensor:
-    """Sum in rank order: the same order on every run."""
-    total = posts[0].tensor.clone()
-    for post in posts[1:]:
-        total.add_(post.tensor)
-    return total
-
-
-@torch.no_grad()
-def _all_reduce(posts: list[_Post]) -> None:
-    total = _sum(posts)
-    for post in posts:
-        post.output.copy_(total)
-
-
-@torch.no_grad()
-def _reduce_scatter(posts: list[_Post]) -> None:
-    for post, part in zip(posts, _sum(posts).chunk(len(posts)), strict=True):
-        post.output.copy_(part)
-
-
-@torch.no_grad()
-def _all_gather(posts: list[_Post]) -> None:
-    whole = torch.cat([post.tensor for post in posts])
-    for post in posts:
-        post.output.copy_(whole)
-
-
-@torch.no_grad()
-def _broadcast(posts: list[_Post]) -> None:
-    for post in posts[1:]:
-        post.output.copy_(posts[0].tensor)
-
-
-@torch.no_grad()
-def _exchange(posts: list[_Letters]) -> None:
-    """Deliver each letter, in the order in which the sender sent it; each must be expected, and each expected come."""
-    sent: dict[tuple[int, int], list[Tensor]] = {}
-    for sender, post in enumerate(posts):
-        for receiver, tensor in post.sends:
-            sent.setdefault((sender, receiver), []).append(tensor)
-    for receiver, post in enumerate(posts):
-        for sender, output in post.receives:
-            waiting = sent.get((sender, receiver), [])
-            if not waiting:
-                raise RuntimeError(f"simulated agent {receiver} waits for agent {sender}, which sends it nothing more")
-            tensor = waiting.pop(0)
-            if (tensor.shape, tensor.dtype) != (output.shape, output.dtype):
-                raise RuntimeError(
-                    f"simulated agent {sender} sends {tuple(tensor.shape)} {tensor.dtype} to agent {receiver}, "
-                    f"which waits for {tuple(output.shape)} {output.dtype}"
-                )
-            output.copy_(tensor)
-    for (sender, receiver), unread in sent.items():
-        if unread:
-            raise RuntimeError(f"simulated agent {sender} sends to agent {receiver}, which does not wait for it")
-
-
-_COLLECTIVES = {
-    "all_reduce": _all_reduce,
-    "reduce_scatter": _reduce_scatter,
-    "all_gather": _all_gather,
-    "broadcast": _broadcast,
-    "exchange": _exchange,
-}
