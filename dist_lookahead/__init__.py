@@ -1,5 +1,6 @@
 """Communication-efficient training in PyTorch: local steps, and slow updates of all agents together."""
 
+from dist_lookahead.averaging.codec import Cast, Quantised, TopK
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.comm.simulated import simulate
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alone",
+    "Cast",
     "Copy",
     "Cosine",
     "DistributedLookahead",
@@ -39,7 +41,9 @@ __all__ = [
     "Optimal",
     "Piecewise",
     "Pull",
+    "Quantised",
     "SyncError",
+    "TopK",
     "Warmup",
     "bmuf",
     "diloco",

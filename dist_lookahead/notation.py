@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from dist_lookahead.averaging.codec import Cast, Quantised, TopK
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.level import Every, Level
@@ -23,7 +24,12 @@ def _snake(name: str) -> str:
 
 
 NAMES: dict[str, type] = {
-    _snake(c.__name__): c for c in (Level, Every, Alone, Exact, Copy, Pull, Optimal, Piecewise, Linear, Cosine, Warmup)
+    _snake(c.__name__): c
+    for c in (
+        *(Level, Every, Alone, Exact, Copy, Pull, Optimal),
+        *(Piecewise, Linear, Cosine, Warmup),
+        *(Cast, Quantised, TopK),
+    )
 }
 
 

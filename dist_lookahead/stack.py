@@ -142,7 +142,7 @@ class LevelStack:
         fast = [bucket.fast for bucket in self.buckets]
         self._observe("before", bound)
         tail, letter = self._write_mail(bound)
-        yield from bound.mixer.collect(fast)
+        yield from bound.collect(self.buckets)
         yield from letter
         # A sharded sum holds this agent's part of the tail only: the rest comes with the other parts.
         if bound.mixer.shards == 1:
@@ -236,8 +236,7 @@ class LevelStack:
         """Put weights into buckets and start their slow state; groups that join later get buckets of their own."""
         self.buckets = []
         for bound in self.bound:
-            bound.slow.clear()
-            bound.momentum.clear()
+            bound.forget()
         for group in groups:
             self._take_in(self._make_buckets(group))
 

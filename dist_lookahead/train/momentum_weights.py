@@ -24,7 +24,8 @@ def momentum_weights(bounds: Sequence[BoundLevel]) -> list[float] | None:
     if any(bound.mixer.shards not in (1, outer.mixer.shards) for bound in keeping):
         return None
     try:
-        return _weights(tuple(_as_fired(bound) for bound in bounds), min(outer.mixer.agents, 2))
+        averaging = outer.mixer.group.size if outer.mixer.group else 1
+        return _weights(tuple(_as_fired(bound) for bound in bounds), min(averaging, 2))
     except ValueError:
         return None
 
