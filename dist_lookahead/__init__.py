@@ -1,5 +1,6 @@
 """Communication-efficient training in PyTorch: local steps, and slow updates of all agents together."""
 
+from dist_lookahead.averaging.codec import Cast, Quantised, TopK
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Alone",
     "BipartiteExponential",
+    "Cast",
     "Complete",
     "Copy",
     "Cosine",
@@ -56,9 +58,11 @@ __all__ = [
     "Optimal",
     "Piecewise",
     "Pull",
+    "Quantised",
     "Ring",
     "StaticExponential",
     "SyncError",
+    "TopK",
     "Warmup",
     "bmuf",
     "diloco",

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from dist_lookahead.alike import alike_after
-from dist_lookahead.averaging.mixer import Mixer
+from dist_lookahead.averaging.mixer import Memory, Mixer
 from dist_lookahead.bucket import Bucket
-from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.comm.communicator import Communicator, Pending
 from dist_lookahead.level import Level
 from dist_lookahead.move import slow_step
 
@@ -27,6 +27,8 @@ class BoundLevel:
         due: fast step of the next sync.
         slow: z per bucket, the part that this agent owns; empty without slow weights.
         momentum: v per bucket, likewise.
+        residuals: what codes have lost per bucket, one tensor for each stretch that the mixer names; empty where it
+            sends weights as they are.
         gammas: the last non-zero fast learning rate per parameter group, where the momentum follows it.
         last: fast step of the last sync.
         rounds: number of syncs so far.
@@ -41,6 +43,7 @@ class BoundLevel:
     due: int
     slow: list[Tensor] = field(default_factory=list)
     momentum: list[Tensor] = field(default_factory=list)
+    residuals: list[tuple[Tensor, ...]] = field(default_factory=list)
     gammas: dict[int, float] = field(default_factory=dict)
     last: int = 0
     rounds: int = 0
@@ -51,12 +54,20 @@ class BoundLevel:
         return self.mixer.owned(bucket.fast.numel())
 
     def adopt(self, bucket: Bucket) -> None:
-        """Start slow weights and slow momentum of a bucket from its present weights."""
+        """Start the slow state of a bucket from its present weights."""
         own = bucket.fast[self.owned(bucket)]
-        if self.level.move.keeps_slow_weights:
+        if self.level.move.keeps_slow_weights or self.mixer.compares:
             self.slow.append(own.clone())
         if self.level.move.keeps_momentum:
             self.momentum.append(torch.zeros_like(own))
+        if self.mixer.compares:
+            stretches = self.mixer.residuals(bucket.fast.numel())
+            self.residuals.append(tuple(torch.zeros_like(bucket.fast[stretch]) for stretch in stretches))
+
+    def forget(self) -> None:
+        """Drop the slow state of all buckets."""
+        for kept in (self.slow, self.momentum, self.residuals):
+            kept.clear()
 
     def follow(self, buckets: Sequence[Bucket]) -> None:
         """Take the present weights as slow weights."""
@@ -67,6 +78,20 @@ class BoundLevel:
         """Forget the slow momentum."""
         for momentum in self.momentum:
             momentum.zero_()
+
+    def collect(self, buckets: Sequence[Bucket], fast: Sequence[Tensor]) -> Pending:
+        """Sum the fast weights over the agents.
+
+        Args:
+            buckets: that hold them.
+            fast: their tensors, with or without the tail.
+        """
+        memory = []
+        for place, (bucket, slow, residuals) in enumerate(zip(buckets, self.slow, self.residuals, strict=False)):
+            for flat in (bucket.fast, slow):  # old mail in the tail is no weight, and must not scale a code
+                flat[bucket.weights_end :] = 0
+            memory.append(Memory(slow, residuals, draw=(self.index, self.rounds, place)))
+        yield from self.mixer.collect(fast, self.rounds, memory)
 
     def move(self, buckets: Sequence[Bucket], rates: Sequence[float | None]) -> None:
         """Take the slow step in every bucket, from the agents' sum, with `coefficients`.

@@ -1,7 +1,7 @@
 """A training method is a stack of levels, innermost first, and a level is `when` x `mix` x `move`.
 
     when   at which fast steps the level fires                  Every(tau)
-    mix    with whom the average is taken                       Alone(), Exact(axis, shard), Gossip(axis, topology)
+    mix    with whom the average is taken, and in what code     Alone(), Exact(axis, shard, codec), Gossip(axis, ..)
     move   how the slow weights move toward the average         Copy(), Pull(alpha, beta, nesterov, follow_lr)
 
 Known methods are points in this product:
@@ -71,7 +71,7 @@ class Level:
 
     Args:
         when: `Every(tau)`.
-        mix: `Alone()`, `Exact(axis, shard)` or `Gossip(axis, topology, rounds)`.
+        mix: `Alone()`, `Exact(axis, shard, codec)` or `Gossip(axis, topology, rounds)`.
         move: `Copy()` or `Pull(alpha, beta, nesterov, follow_lr)`.
         fast_buffers: what becomes of what lies below when the level fires. The fast optimizer's buffers (momentum,
             Adam's moments) are kept as they are, reset to those of a new optimizer, or averaged over the level's

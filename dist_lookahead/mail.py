@@ -7,7 +7,10 @@ sum over the agents is the table of all rows. Numbers up to 2^24 arrive exactly,
 import zlib
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+from dist_lookahead.comm.communicator import Communicator, Work
 
 FIELDS = ("clock", "joining", "buffers", "flag")
 _LIMIT = 2**24
@@ -47,6 +50,18 @@ class Mail:
         """Fill the table before the sum."""
         own = slice(self._rank * len(FIELDS), (self._rank + 1) * len(FIELDS))
         tail.zero_()[own] = tail.new_tensor([self.outgoing[field] % _LIMIT for field in FIELDS])
+
+    def send(self, tail: Tensor, hearing: Communicator, *, with_weights: bool) -> tuple[Tensor, list[Work]]:
+        """Return where the mail is, and how it travels if not with the weights: all at once, to be waited for later.
+
+        Args:
+            tail: of the first bucket.
+            hearing: the agents that hear it.
+            with_weights: whether the tail is summed as it is.
+        """
+        letter = tail if with_weights else torch.empty_like(tail)
+        self.write(letter)
+        return letter, [] if with_weights else [hearing.all_reduce(letter)]
 
     def read(self, tail: Tensor, members: Sequence[int]) -> None:
         """Take the table after a sum over some agents, the rows of others being empty."""

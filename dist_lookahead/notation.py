@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from dist_lookahead.averaging.codec import Cast, Quantised, TopK
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
@@ -35,7 +36,12 @@ MIXES = (Alone, Exact, Gossip)
 TOPOLOGIES = (Ring, Complete, OnePeerExponential, StaticExponential, BipartiteExponential, Graph)
 NAMES: dict[str, type] = {
     _snake(c.__name__): c
-    for c in (Level, Every, *MIXES, Copy, Pull, Optimal, Piecewise, Linear, Cosine, Warmup, *TOPOLOGIES)
+    for c in (
+        *(Level, Every, *MIXES, Copy, Pull, Optimal),
+        *(Piecewise, Linear, Cosine, Warmup),
+        *(Cast, Quantised, TopK),
+        *TOPOLOGIES,
+    )
 }
 
 

@@ -5,6 +5,7 @@ Every recipe returns a list of `Level`s, to be used as it is, changed, or extend
 
 from collections.abc import Sequence
 
+from dist_lookahead.averaging.codec import Codec
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
@@ -68,11 +69,12 @@ def multilayer_lookahead(
     return levels
 
 
-def local_sgd(tau: Scheduled = 8, *, fast_buffers: FastBuffers = "keep") -> list[Level]:
+def local_sgd(tau: Scheduled = 8, *, codec: Codec | None = None, fast_buffers: FastBuffers = "keep") -> list[Level]:
     """Local SGD (parallel SGD with periodic averaging): every tau steps x_i <- mean_j x_j.
 
     Args:
         tau: fast steps between averagings, >= 1.
+        codec: in what code values travel: None, `Cast`, `Quantised` or `TopK`.
         fast_buffers: "keep", "reset" or "average".
 
     Defaults: tau = 8 is a middling choice of ours; the right one depends on the link.
@@ -83,15 +85,18 @@ def local_sgd(tau: Scheduled = 8, *, fast_buffers: FastBuffers = "keep") -> list
 
     Reference: arXiv 1805.09767.
     """
-    return [Level(Every(tau), Exact(), Copy(), fast_buffers)]
+    return [Level(Every(tau), Exact(codec=codec), Copy(), fast_buffers)]
 
 
-def post_local_sgd(tau: int = 16, *, start: int, fast_buffers: FastBuffers = "keep") -> list[Level]:
+def post_local_sgd(
+    tau: int = 16, *, start: int, codec: Codec | None = None, fast_buffers: FastBuffers = "keep"
+) -> list[Level]:
     """Post-local SGD: averaging after every step until `start`, every tau steps from there on.
 
     Args:
         tau: fast steps between averagings from `start` on, >= 1.
         start: fast step from which the agents step alone, >= 1 (usually the first decay of the learning rate).
+        codec: in what code values travel: None, `Cast`, `Quantised` or `TopK`.
         fast_buffers: "keep", "reset" or "average".
 
     Defaults: tau = 16 as in the authors' ResNet-20 example.
@@ -102,7 +107,7 @@ def post_local_sgd(tau: int = 16, *, start: int, fast_buffers: FastBuffers = "ke
 
     Reference: arXiv 1808.07217.
     """
-    return [Level(Every(Piecewise(values=(1, tau), boundaries=(start,))), Exact(), Copy(), fast_buffers)]
+    return [Level(Every(Piecewise(values=(1, tau), boundaries=(start,))), Exact(codec=codec), Copy(), fast_buffers)]
 
 
 def hierarchical_local_sgd(
@@ -134,7 +139,12 @@ def hierarchical_local_sgd(
 
 
 def distributed_lookahead(
-    tau: Scheduled = 5, alpha: Alpha = 0.5, *, shard: bool = False, fast_buffers: FastBuffers = "keep"
+    tau: Scheduled = 5,
+    alpha: Alpha = 0.5,
+    *,
+    shard: bool = False,
+    codec: Codec | None = None,
+    fast_buffers: FastBuffers = "keep",
 ) -> list[Level]:
     """Lookahead with n fast agents: every tau steps z <- z + alpha (mean_i x_i - z), x_i <- z.
 
@@ -145,17 +155,18 @@ def distributed_lookahead(
         tau: fast steps between syncs, >= 1.
         alpha: slow step size, > 0.
         shard: split the slow weights over the agents.
+        codec: in what code values travel: None, `Cast`, `Quantised` or `TopK`.
         fast_buffers: "keep", "reset" or "average".
 
     Defaults: those of `lookahead`.
 
     Example:
         >>> distributed_lookahead(tau=5, alpha=0.5)[0].mix
-        Exact(axis='world', shard=False)
+        Exact(axis='world', shard=False, codec=None)
 
     Reference: Wang, Tantia, Ballas and Rabbat, ICASSP 2020, eq. 4 for two agents.
     """
-    return [Level(Every(tau), Exact(shard=shard), Pull(alpha), fast_buffers)]
+    return [Level(Every(tau), Exact(shard=shard, codec=codec), Pull(alpha), fast_buffers)]
 
 
 def slowmo(
@@ -164,6 +175,7 @@ def slowmo(
     beta: Scheduled = 0.6,
     *,
     shard: bool = False,
+    codec: Codec | None = None,
     fast_buffers: FastBuffers = "keep",
 ) -> list[Level]:
     """SlowMo: local steps, exact average, slow momentum in units of gradients.
@@ -176,6 +188,7 @@ def slowmo(
         beta: slow momentum, 0 <= beta < 1. A large one is unstable over fast momentum that is kept through short
             rounds: you are warned.
         shard: split slow weights and slow momentum over the agents.
+        codec: in what code values travel: None, `Cast`, `Quantised` or `TopK`.
         fast_buffers: "keep", "reset" or "average" (the paper's maintain, reset, average).
 
     Defaults: alpha = 1 as fairscale recommends not to change; beta = 0.6 is the optimum its authors report for 16
@@ -188,7 +201,7 @@ def slowmo(
     Reference: arXiv 1910.00643, Algorithm 1.
     """
     move = Pull(alpha, beta, follow_lr=beta != 0)
-    return [Level(Every(tau), Exact(shard=shard), move, fast_buffers)]
+    return [Level(Every(tau), Exact(shard=shard, codec=codec), move, fast_buffers)]
 
 
 def bmuf(
@@ -197,6 +210,7 @@ def bmuf(
     eta: Scheduled = 0.875,
     *,
     shard: bool = False,
+    codec: Codec | None = None,
     fast_buffers: FastBuffers = "keep",
 ) -> list[Level]:
     """Blockwise model-update filtering: slow momentum in units of parameters.
@@ -209,6 +223,7 @@ def bmuf(
         zeta: block learning rate, > 0.
         eta: block momentum, 0 <= eta < 1.
         shard: split slow weights and slow momentum over the agents.
+        codec: in what code values travel: None, `Cast`, `Quantised` or `TopK`.
         fast_buffers: "keep", "reset" or "average".
 
     Defaults: fairseq's.
@@ -219,7 +234,7 @@ def bmuf(
 
     Reference: Chen and Huo, ICASSP 2016.
     """
-    return [Level(Every(tau), Exact(shard=shard), Pull(zeta, eta), fast_buffers)]
+    return [Level(Every(tau), Exact(shard=shard, codec=codec), Pull(zeta, eta), fast_buffers)]
 
 
 def diloco(
@@ -228,6 +243,7 @@ def diloco(
     beta: Scheduled = 0.9,
     *,
     shard: bool = False,
+    codec: Codec | None = None,
     fast_buffers: FastBuffers = "keep",
 ) -> list[Level]:
     """DiLoCo: many local steps (of AdamW), Nesterov momentum on the average of the displacements.
@@ -239,6 +255,7 @@ def diloco(
         alpha: outer learning rate, > 0.
         beta: outer Nesterov momentum, 0 < beta < 1.
         shard: split slow weights and slow momentum over the agents.
+        codec: in what code values travel: None, `Cast`, `Quantised` or `TopK`.
         fast_buffers: "keep", "reset" or "average".
 
     Defaults: OpenDiLoCo's.
@@ -249,7 +266,7 @@ def diloco(
 
     Reference: arXiv 2311.08105, Algorithm 1.
     """
-    return [Level(Every(tau), Exact(shard=shard), Pull(alpha, beta, nesterov=True), fast_buffers)]
+    return [Level(Every(tau), Exact(shard=shard, codec=codec), Pull(alpha, beta, nesterov=True), fast_buffers)]
 
 
 def snoo(

@@ -1,7 +1,8 @@
 """The slow state of levels in checkpoints: tensors and plain containers, one tensor per parameter.
 
 Per parameter, never per bucket, so that a checkpoint can be read without knowing buckets. A sharded level saves the
-stretch of each parameter that this agent owns; it fits the same agent of as many agents only.
+stretch of each parameter that this agent owns, and one with a codec what that has lost in this agent's part; they fit
+the same agent of as many agents only.
 """
 
 from collections.abc import Sequence
@@ -20,13 +21,14 @@ def save(bounds: Sequence[BoundLevel], buckets: Sequence[Bucket]) -> list[dict[s
     return [
         {
             "level": to_plain(bound.level),
-            "owned": _owned(bound, buckets),
+            "owned": _parts(bound, buckets),
             "due": bound.due,
             "last": bound.last,
             "rounds": bound.rounds,
             "gammas": _by_group(bound.gammas),
-            "slow": _pieces(bound, buckets, bound.slow),
-            "momentum": _pieces(bound, buckets, bound.momentum),
+            "slow": _pieces(buckets, bound.slow, [bound.owned(bucket) for bucket in buckets]),
+            "momentum": _pieces(buckets, bound.momentum, [bound.owned(bucket) for bucket in buckets]),
+            "residuals": _residuals(bound, buckets),
         }
         for bound in bounds
     ]
@@ -37,18 +39,23 @@ def load(bounds: Sequence[BoundLevel], buckets: Sequence[Bucket], saved: Sequenc
     """Load what `save` returned into levels over the same parameters.
 
     Raises:
-        ValueError: where a sharded level was saved by another agent, or by one of another number of agents.
+        ValueError: where a level that is sharded, or has a codec, was saved by another agent, or by one of another
+            number of agents.
     """
     for bound, state in zip(bounds, saved, strict=True):
-        if state["owned"] != _owned(bound, buckets):
+        if state["owned"] != _parts(bound, buckets):
+            reason = "is sharded" if bound.mixer.shards > 1 else "keeps what its codec has lost"
             raise ValueError(
-                f"levels[{bound.index}] is sharded: this agent keeps elements {_owned(bound, buckets)} of its buckets, "
+                f"levels[{bound.index}] {reason}: this agent keeps elements {_parts(bound, buckets)} of its buckets, "
                 f"the saved state has {state['owned']}. Load each agent's own state, with as many agents"
             )
-    for bound, state in zip(bounds, saved, strict=True):
-        for name, flats in (("slow", bound.slow), ("momentum", bound.momentum)):
-            for parameter, own in _pieces(bound, buckets, flats).items():
-                own.copy_(state[name][parameter])
+    for bound, state, own in zip(bounds, saved, save(bounds, buckets), strict=True):
+        kept = [(own[name], state[name]) for name in ("slow", "momentum")]
+        # States from before there were codecs have none of these.
+        kept += zip(own["residuals"], state.get("residuals", []), strict=True)
+        for pieces, loaded in kept:
+            for parameter, piece in pieces.items():
+                piece.copy_(loaded[parameter])
         bound.due, bound.last, bound.rounds = state["due"], state["last"], state["rounds"]
         bound.gammas = {group: gamma for group, gamma in enumerate(state["gammas"]) if gamma is not None}
 
@@ -68,22 +75,35 @@ def _by_group(gammas: dict[int, float]) -> list[float | None]:
     return [gammas.get(group) for group in range(max(gammas, default=-1) + 1)]
 
 
-def _pieces(bound: BoundLevel, buckets: Sequence[Bucket], flats: Sequence[Tensor]) -> dict[str, Tensor]:
-    """View flat slow state per parameter: shaped like it where the level is whole, else the owned stretch of it."""
+def _residuals(bound: BoundLevel, buckets: Sequence[Bucket]) -> list[dict[str, Tensor]]:
+    """View what codes have lost per parameter, one dictionary for each kind of it."""
+    stretches = [bound.mixer.residuals(bucket.fast.numel()) for bucket in buckets]
+    kinds = zip(zip(*bound.residuals, strict=True), zip(*stretches, strict=True), strict=False)
+    return [_pieces(buckets, flats, kind) for flats, kind in kinds]
+
+
+def _pieces(buckets: Sequence[Bucket], flats: Sequence[Tensor], stretches: Sequence[slice]) -> dict[str, Tensor]:
+    """View flat state per parameter: shaped like it where a bucket's is whole, else its part in the stretch kept."""
     pieces = {}
-    for bucket, flat in zip(buckets, flats, strict=False):
-        owned = bound.owned(bucket)
+    for bucket, flat, kept in zip(buckets, flats, stretches, strict=False):
         for slot in bucket.slots:
-            if bound.mixer.shards == 1:
+            if _is_whole(kept, bucket):
                 pieces[slot.weight.name] = slot.of(flat)
             else:
-                low, high = (min(max(edge, owned.start), owned.stop) - owned.start for edge in (slot.start, slot.stop))
+                low, high = (min(max(edge, kept.start), kept.stop) - kept.start for edge in (slot.start, slot.stop))
                 pieces[slot.weight.name] = flat[low:high]
     return pieces
 
 
-def _owned(bound: BoundLevel, buckets: Sequence[Bucket]) -> list[list[int]]:
-    """The stretches of the buckets that a sharded level keeps here; nothing to compare for a whole one."""
-    if bound.mixer.shards == 1:
-        return []
-    return [[bound.owned(bucket).start, bound.owned(bucket).stop] for bucket in buckets]
+def _parts(bound: BoundLevel, buckets: Sequence[Bucket]) -> list[list[int]]:
+    """The stretches of the buckets that are kept here in part; nothing to compare where all is whole."""
+    return [
+        [kept.start, kept.stop]
+        for bucket in buckets
+        for kept in (bound.owned(bucket), *bound.mixer.residuals(bucket.fast.numel()))
+        if not _is_whole(kept, bucket)
+    ]
+
+
+def _is_whole(kept: slice, bucket: Bucket) -> bool:
+    return kept.stop - kept.start == bucket.fast.numel()

@@ -149,8 +149,8 @@ class LevelStack:
         # The table of the mail grows with the number of agents: it stays here where no mail travels.
         fast = [bucket.fast if bound.hearing else bucket.weights for bucket in self.buckets]
         self._observe("before", bound)
-        tail, letter = self._write_mail(bound)
-        yield from bound.mixer.collect(fast, bound.rounds)
+        tail, letter = self._send_mail(bound)
+        yield from bound.collect(self.buckets, fast)
         yield from letter
         # A sharded sum holds this agent's part of the tail only: the rest comes with the other parts.
         if bound.mixer.shards == 1:
@@ -200,20 +200,15 @@ class LevelStack:
         if self.observer:
             getattr(self.observer, moment)(bound, self.buckets)
 
-    def _write_mail(self, bound: BoundLevel) -> tuple[Tensor, list[Work]]:
-        """Return where the mail is, and how it travels if not with the weights: all at once, to be waited for later."""
+    def _send_mail(self, bound: BoundLevel) -> tuple[Tensor, list[Work]]:
+        """Return where the mail is, and what is under way of it besides the weights."""
         tail = self.buckets[0].tail
         if not bound.hearing:
             return tail, []
         self.mail.outgoing["clock"] = self.clock
         if bound.level.fast_buffers == "average":
             self.mail.outgoing["buffers"] = fingerprint(self.fast_buffers.signature(self.buckets))
-        if bound.mixer.sums_tails:
-            self.mail.write(tail)
-            return tail, []
-        letter = torch.empty_like(tail)
-        self.mail.write(letter)
-        return letter, [bound.hearing.all_reduce(letter)]
+        return self.mail.send(tail, bound.hearing, with_weights=bound.mixer.sums_tails)
 
     def _read_mail(self, bound: BoundLevel, tail: Tensor) -> None:
         if bound.hearing:
@@ -250,8 +245,7 @@ class LevelStack:
         """Put weights into buckets and start their slow state; groups that join later get buckets of their own."""
         self.buckets = []
         for bound in self.bound:
-            bound.slow.clear()
-            bound.momentum.clear()
+            bound.forget()
         for group in groups:
             self._take_in(self._make_buckets(group))
 

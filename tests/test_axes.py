@@ -183,6 +183,19 @@ def test_agents_out_of_step_are_named_by_their_rank_in_the_world() -> None:
         descend(agents, 1)
 
 
+def test_the_same_agents_along_two_axes_do_not_mix_up_their_collectives() -> None:
+    """Breaks if they meet on one board: a sum under way in the world would be taken for one along the axis."""
+    ends = simulate(Mesh((2, 1), NAMES))
+    far, near = ([torch.tensor([float(rank + 1)]) for rank in range(2)] for _ in range(2))
+    works = [
+        (end.axis("node").all_reduce(a), end.all_reduce(b.mul_(10))) for end, a, b in zip(ends, far, near, strict=True)
+    ]
+    for along, world in works:
+        world.wait()
+        along.wait()
+    assert [t.item() for t in (*far, *near)] == [3.0, 3.0, 30.0, 30.0]
+
+
 def test_a_mesh_beside_a_communicator_is_refused() -> None:
     with pytest.raises(ValueError, match="has no effect beside a communicator"):
         Agent(0, STACKS["all at once"], mesh=Mesh((1,)), communicator=simulate(1)[0])

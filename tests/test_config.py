@@ -62,6 +62,7 @@ def test_the_resolved_form_holds_the_defaults_too(good: Path) -> None:
         "alpha": 1.0,
         "beta": 0.6,
         "shard": False,
+        "codec": None,
         "fast_buffers": "keep",
     }
     assert resolved["data"]["augment"] is False

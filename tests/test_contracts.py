@@ -14,6 +14,7 @@ from torch import nn
 
 from dist_lookahead import (
     Alone,
+    Cast,
     Cosine,
     DistributedLookahead,
     Every,
@@ -24,6 +25,8 @@ from dist_lookahead import (
     OnePeerExponential,
     Piecewise,
     Pull,
+    Quantised,
+    TopK,
     bmuf,
     diloco,
     distributed_lookahead,
@@ -72,6 +75,10 @@ VARIANTS = {
     "slowmo, sharded": Row(slowmo(TAU, beta=0.6, shard=True), alone=ROWS["slowmo"].alone),
     "diloco, reset": Row(diloco(TAU, 0.7, 0.6, fast_buffers="reset"), alone=snoo(TAU, 0.7, 0.6, fast_buffers="reset")),
     "local_sgd, average": Row(local_sgd(TAU, fast_buffers="average"), alone=[]),
+    "slowmo, 4 bit": Row(slowmo(TAU, beta=0.6, codec=Quantised(4, block=64)), alone=ROWS["slowmo"].alone),
+    "diloco, 8 bit at random": Row(diloco(TAU, 0.7, 0.6, codec=Quantised(rounding="stochastic")), ROWS["diloco"].alone),
+    "local_sgd, top k": Row(local_sgd(TAU, codec=TopK(0.1)), alone=[]),
+    "slowmo, bf16, forgetful": Row(slowmo(TAU, beta=0.6, codec=Cast(error_feedback=False)), ROWS["slowmo"].alone),
     "scheduled": Row(slowmo(Piecewise((2, TAU), (4,)), Linear(0.5, 1.0, 6), Cosine(0.6, 0.1, 6))),
     "Lookahead in a node, SlowMo across": Row(
         [
@@ -250,10 +257,10 @@ def test_a_sync_sends_the_weights_once(levels: list[Level]) -> None:
     assert needed <= end.bytes_sent - before <= needed + 2 * 3 / 4 * 4 * 64
 
 
-@pytest.mark.parametrize("shard", [False, True])
-def test_a_flag_of_one_agent_reaches_all_with_the_next_sync_and_no_further(shard: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"shard": True}, {"codec": TopK(0.1)}], ids=["whole", "sharded", "in a code"])
+def test_a_flag_of_one_agent_reaches_all_with_the_next_sync_and_no_further(options: dict[str, Any]) -> None:
     """A signal to stop must be seen by all agents at the same sync."""
-    agents = make_agents(3, slowmo(TAU, beta=0.6, shard=shard))
+    agents = make_agents(3, slowmo(TAU, beta=0.6, **options))
     train(agents, range(1))
     agents[1].optimizer.stack.raise_flag(7)
     train(agents, range(1, TAU))

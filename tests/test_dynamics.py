@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dist_lookahead import (
     Alone,
+    Cast,
     Cosine,
     Every,
     Exact,
@@ -101,9 +102,10 @@ def test_a_single_agent_has_a_lookahead_part_alone() -> None:
     "levels",
     [
         [Level(Every(2), Alone(), Pull(0.8, 0.3)), Level(Every(4), Exact(), Pull(0.7))],
+        [Level(Every(2), Alone(), Pull(0.8, 0.3)), Level(Every(4), Exact(codec=Cast()), Pull(0.7))],
         [Level(Every(2), Exact(), Pull(0.8, 0.3)), Level(Every(4), Exact(), Pull(0.7), "reset")],
     ],
-    ids=["own slow momenta", "slow momentum that is reset"],
+    ids=["own slow momenta", "own slow momenta below a code", "slow momentum that is reset"],
 )
 def test_what_is_not_known_is_not_reported(levels: list[Level]) -> None:
     for _, report in run(levels):

@@ -148,7 +148,7 @@ def test_unit_vectors_through_the_mixer_are_the_weights_of_the_graph(topology: A
         columns = torch.eye(n, dtype=torch.float64)
         own = [columns[rank].clone() for rank in range(n)]
         for end, mixer, tensor in zip(ends, mixers, own, strict=True):
-            end.run(mixer.collect([tensor], turn))
+            end.run(mixer.collect([tensor], turn, ()))
         torch.testing.assert_close(torch.stack(own, dim=1), mix.weights(Mesh((n,)), turn), rtol=1e-14, atol=1e-16)
         if rounds == 1:
             assert torch.equal(torch.stack(own, dim=1), topology.weights(n, turn))

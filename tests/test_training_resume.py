@@ -59,6 +59,17 @@ def test_from_every_step_of_a_period(crash_at: int, tmp_path: Path, monkeypatch:
         pytest.param({"agents": 3, "model": {"name": "cnn", "width": 4}}, id="three agents"),
         pytest.param({"agents": 2, "levels": {"recipe": "local_sgd", "tau": 4}}, id="without slow weights"),
         pytest.param({"agents": 2, "levels": {"recipe": "slowmo", "tau": 4, "beta": 0.2, "shard": True}}, id="sharded"),
+        pytest.param(
+            {
+                "agents": 2,
+                "levels": {
+                    "recipe": "local_sgd",
+                    "tau": 4,
+                    "codec": {"quantised": {"bits": 4, "rounding": "stochastic"}},
+                },
+            },
+            id="in four bits",
+        ),
         pytest.param({"levels": {"recipe": "multilayer_lookahead", "taus": [2, 2]}}, id="two layers"),
         pytest.param({"precision": "fp16"}, id="fp16 with loss scaling"),
         pytest.param({"precision": "bf16"}, id="bf16"),

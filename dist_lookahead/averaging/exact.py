@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dist_lookahead.averaging.codec import Codec
+from dist_lookahead.averaging.compressed import Compressed
 from dist_lookahead.averaging.mixer import Mixer, Own
 from dist_lookahead.averaging.reduction import AllReduced, Sharded, Split
 from dist_lookahead.comm.communicator import Communicator
@@ -20,14 +22,31 @@ class Exact:
         axis: mesh axis over which the mean is taken; "world" is all agents.
         shard: split slow weights and slow momentum over the agents: reduce-scatter, each moves its own part,
             all-gather. The same numbers with 1/n of the slow memory, but mid-round nobody has all slow weights.
+        codec: in what code values travel: `Cast`, `Quantised` or `TopK`; None for the weights as they are. Where a
+            tensor is split among agents that are near or alike (a mesh), only what goes far is encoded. The level
+            keeps slow weights to send differences from, with `Copy` too, and what the codes have lost.
+
+    Raises:
+        ValueError: for what is no codec, and for a codec of a sharded level.
 
     Example:
-        >>> Exact(shard=True)
-        Exact(axis='world', shard=True)
+        >>> from dist_lookahead import Quantised
+        >>> Exact("node", codec=Quantised(bits=8)).codec.bits
+        8
     """
 
     axis: str = "world"
     shard: bool = False
+    codec: Codec | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.codec, Codec | None):
+            raise ValueError(f"Exact.codec={self.codec!r} must be None, or one of Cast(), Quantised(), TopK(fraction)")
+        if self.codec and self.shard:
+            raise ValueError(
+                f"Exact(shard=True, codec={self.codec}): a code carries differences from the slow weights, which every "
+                "agent must have whole, and shard leaves each a part of them; leave one of the two out"
+            )
 
     @property
     def communicates(self) -> bool:
@@ -69,16 +88,23 @@ class Exact:
         sharing = [name for name in alike if sizes[name] > 1 and (differing or name in own)]
         return self._over(differing, sharing, communicator) if differing or self.shard else Own(group)
 
-    def _over(self, differing: Sequence[str], sharing: Sequence[str], communicator: Communicator) -> Mixer:
-        """Split each tensor among agents that are near or alike, so that a byte goes far once and not for each."""
+    def _over(
+        self, differing: Sequence[str], sharing: Sequence[str], communicator: Communicator, summed: int = 1
+    ) -> Mixer:
+        """Split each tensor among agents that are near or alike, so that a byte goes far once and not for each.
+
+        What comes to the far mixer is the sum over `summed` near agents.
+        """
         group = communicator.axis(self.axis)
         if sharing:
-            far, near = self._over(differing, sharing[:-1], communicator), communicator.axis(sharing[-1])
+            far, near = self._over(differing, sharing[:-1], communicator, summed), communicator.axis(sharing[-1])
             return Split(far, near, group, alike=True, shard=self.shard)
         if not differing:
             return Own(group)
         last = communicator.axis(differing[-1])
         if len(differing) > 1:
-            far = self._over(differing[:-1], (), communicator)
+            far = self._over(differing[:-1], (), communicator, summed * last.size)
             return Split(far, last, group, alike=False, shard=self.shard)
+        if self.codec:
+            return Compressed(last, group, self.codec, summed)
         return Sharded(last, group) if self.shard else AllReduced(last, group)

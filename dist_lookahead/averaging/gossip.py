@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dist_lookahead.averaging.mixer import Mixer, Own
+from dist_lookahead.averaging.mixer import Memory, Mixer, Own
 from dist_lookahead.comm.communicator import Communicator, Letter, Pending
 from dist_lookahead.comm.topology import RING, Graph, Topology, require_sums
 from dist_lookahead.mesh import Mesh
@@ -123,6 +123,7 @@ class Gossiping:
     agents = 1
     communicates = True
     sums_tails = False
+    compares = False
     shards = 1
     parts = 1
     group = None  # no group of agents holds the same weights afterwards
@@ -137,7 +138,11 @@ class Gossiping:
         """Return all of it."""
         return slice(0, length)
 
-    def collect(self, tensors: Sequence[Tensor], turn: int) -> Pending:
+    def residuals(self, length: int) -> tuple[slice, ...]:
+        """Return none: nothing is lost."""
+        return ()
+
+    def collect(self, tensors: Sequence[Tensor], turn: int, memory: Sequence[Memory]) -> Pending:
         """Leave the mean over the neighbours in the tensors."""
         for exchange in range(turn * self._rounds, (turn + 1) * self._rounds):
             yield from self._exchange(tensors, self._turns[exchange % len(self._turns)])

@@ -7,10 +7,13 @@ slow step between them:
 
     collect      afterwards the owned part of each tensor holds the sum over `agents` agents
     distribute   afterwards each whole tensor holds what the owners have made of it
+
+A mixer keeps nothing from sync to sync. What it needs to remember it declares, and the level keeps it, saves it and
+brings it back (`Memory`).
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,6 +21,25 @@ from torch import Tensor
 
 from dist_lookahead.comm.communicator import Communicator, Pending
 from dist_lookahead.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a level keeps of a tensor from sync to sync for a mixer that compares.
+
+    Attributes:
+        reference: (D,), the slow weights, which all agents of the level share.
+        residuals: what codes have lost and the next sync adds, one tensor for each stretch that the mixer asks for.
+        draw: numbers that no other sync and no other tensor has, for codes that round at random.
+    """
+
+    reference: Tensor
+    residuals: tuple[Tensor, ...]
+    draw: tuple[int, ...]
+
+    def of(self, part: slice) -> "Memory":
+        """Return the memory of a part of the tensor, to which all residuals belong."""
+        return replace(self, reference=self.reference[part])
 
 
 class Mixer(Protocol):
@@ -44,6 +66,11 @@ class Mixer(Protocol):
         ...
 
     @property
+    def compares(self) -> bool:
+        """Whether it sends differences from the slow weights, and so needs a `Memory` of each tensor."""
+        ...
+
+    @property
     def shards(self) -> int:
         """Number of parts into which the slow state is split."""
         ...
@@ -57,12 +84,17 @@ class Mixer(Protocol):
         """Return the part of a tensor of `length` whose slow state this agent keeps."""
         ...
 
-    def collect(self, tensors: Sequence[Tensor], turn: int) -> Pending:
+    def residuals(self, length: int) -> tuple[slice, ...]:
+        """Return the stretches of a tensor of `length` for which this agent keeps what its codes have lost."""
+        ...
+
+    def collect(self, tensors: Sequence[Tensor], turn: int, memory: Sequence[Memory]) -> Pending:
         """Sum the tensors over the agents, in place; all are under way before the first is waited for.
 
         Args:
-            tensors: flat.
+            tensors: flat, each of a multiple of `parts` elements.
             turn: how often the level has fired before, for averages that change from sync to sync.
+            memory: of each tensor, where the mixer compares; else empty.
         """
         ...
 
@@ -117,6 +149,7 @@ class Own:
     agents = 1
     communicates = False
     sums_tails = False
+    compares = False
     shards = 1
     parts = 1
 
@@ -127,7 +160,11 @@ class Own:
         """Return all of it."""
         return slice(0, length)
 
-    def collect(self, tensors: Sequence[Tensor], turn: int) -> Pending:
+    def residuals(self, length: int) -> tuple[slice, ...]:
+        """Return none: nothing is sent."""
+        return ()
+
+    def collect(self, tensors: Sequence[Tensor], turn: int, memory: Sequence[Memory]) -> Pending:
         """Nothing is to be collected."""
         yield from ()
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dist_lookahead.averaging.mixer import Mixer
+from dist_lookahead.averaging.mixer import Memory, Mixer
 from dist_lookahead.comm.communicator import Communicator, Pending
 
 
@@ -18,6 +18,7 @@ class AllReduced:
 
     communicates = True
     sums_tails = True
+    compares = False
     shards = 1
     parts = 1
 
@@ -29,7 +30,11 @@ class AllReduced:
         """Return all of it."""
         return slice(0, length)
 
-    def collect(self, tensors: Sequence[Tensor], turn: int) -> Pending:
+    def residuals(self, length: int) -> tuple[slice, ...]:
+        """Return none: nothing is lost."""
+        return ()
+
+    def collect(self, tensors: Sequence[Tensor], turn: int, memory: Sequence[Memory]) -> Pending:
         """Sum the tensors over the agents, in place."""
         yield from [self._across.all_reduce(tensor) for tensor in tensors]
 
@@ -48,6 +53,7 @@ class Sharded:
 
     communicates = True
     sums_tails = True
+    compares = False
 
     def __init__(self, across: Communicator, group: Communicator) -> None:
         self.group, self.agents = group, across.size
@@ -56,9 +62,13 @@ class Sharded:
 
     def owned(self, length: int) -> slice:
         """Return part r."""
-        return _part_of(self._across, length)
+        return part_of(self._across, length)
 
-    def collect(self, tensors: Sequence[Tensor], turn: int) -> Pending:
+    def residuals(self, length: int) -> tuple[slice, ...]:
+        """Return none: nothing is lost."""
+        return ()
+
+    def collect(self, tensors: Sequence[Tensor], turn: int, memory: Sequence[Memory]) -> Pending:
         """Sum the own parts over the agents, in place."""
         yield from [self._across.reduce_scatter(tensor[self.owned(tensor.numel())], tensor) for tensor in tensors]
 
@@ -88,22 +98,30 @@ class Split:
         self.agents = far.agents * (1 if alike else near.size)
         self.shards = far.shards * near.size if shard else 1
         self.parts = far.parts * near.size
+        self.compares = far.compares
         self._far, self._near, self._alike = far, near, alike
 
     def owned(self, length: int) -> slice:
         """Return all of it, or the far mixer's part of this agent's part."""
         if self.shards == 1:
             return slice(0, length)
-        part = _part_of(self._near, length)
+        part = part_of(self._near, length)
         inner = self._far.owned(part.stop - part.start)
         return slice(part.start + inner.start, part.start + inner.stop)
 
-    def collect(self, tensors: Sequence[Tensor], turn: int) -> Pending:
+    def residuals(self, length: int) -> tuple[slice, ...]:
+        """Return those of the far mixer in this agent's part."""
+        part = part_of(self._near, length)
+        far = self._far.residuals(part.stop - part.start)
+        return tuple(slice(part.start + inner.start, part.start + inner.stop) for inner in far)
+
+    def collect(self, tensors: Sequence[Tensor], turn: int, memory: Sequence[Memory]) -> Pending:
         """Sum the tensors, or their owned parts, over all agents, in place."""
         parts = self._parts_of(tensors)
         if not self._alike:
             yield from [self._near.reduce_scatter(part, tensor) for part, tensor in zip(parts, tensors, strict=True)]
-        yield from self._far.collect(parts, turn)
+        far = [own.of(part_of(self._near, len(own.reference))) for own in memory]
+        yield from self._far.collect(parts, turn, far)
         if self.shards == 1:
             yield from self._gather(tensors)
 
@@ -119,10 +137,11 @@ class Split:
         ]
 
     def _parts_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [tensor[_part_of(self._near, tensor.numel())] for tensor in tensors]
+        return [tensor[part_of(self._near, tensor.numel())] for tensor in tensors]
 
 
-def _part_of(group: Communicator, length: int) -> slice:
+def part_of(group: Communicator, length: int) -> slice:
+    """Return the elements of a tensor of `length` that are this agent's part, one of as many as there are agents."""
     part = length // group.size
     assert part * group.size == length
     return slice(group.rank * part, (group.rank + 1) * part)

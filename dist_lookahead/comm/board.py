@@ -139,6 +139,13 @@ def _all_gather(posts: list[Post]) -> None:
 
 
 @torch.no_grad()
+def _all_to_all(posts: list[Post]) -> None:
+    parts = [post.tensor.chunk(len(posts)) for post in posts]
+    for rank, post in enumerate(posts):
+        post.output.copy_(torch.cat([sent[rank] for sent in parts]))
+
+
+@torch.no_grad()
 def _broadcast(posts: list[Post]) -> None:
     for post in posts[1:]:
         post.output.copy_(posts[0].tensor)
@@ -172,6 +179,7 @@ _COLLECTIVES = {
     "all_reduce": _all_reduce,
     "reduce_scatter": _reduce_scatter,
     "all_gather": _all_gather,
+    "all_to_all": _all_to_all,
     "broadcast": _broadcast,
     "exchange": _exchange,
 }

@@ -97,6 +97,10 @@ class Communicator(Protocol):
         """Start to collect every agent's `tensor` (D,) in `output` (size * D,)."""
         ...
 
+    def all_to_all(self, output: Tensor, tensor: Tensor) -> Work:
+        """Start to send part r of `tensor` (size * D,) to agent r; part r of `output` is what agent r has sent."""
+        ...
+
     def broadcast(self, tensor: Tensor) -> Work:
         """Start to overwrite `tensor` with agent 0's."""
         ...
@@ -121,14 +125,15 @@ class Communicator(Protocol):
 def ring_bytes(collective: str, nbytes: int, size: int) -> int:
     """Bytes that one agent sends in a collective over the whole tensor of `nbytes` (ring algorithms).
 
-    An all-reduce is a reduce-scatter and an all-gather of (n - 1) / n of the bytes each. A broadcast is counted as
-    a pipeline, in which each agent but the last passes the tensor on once.
+    An all-reduce is a reduce-scatter and an all-gather of (n - 1) / n of the bytes each. In an all-to-all each agent
+    keeps one part of n and sends the others where they belong. A broadcast is counted as a pipeline, in which each
+    agent but the last passes the tensor on once.
 
     Example:
         >>> ring_bytes("all_reduce", 1000, size=2), ring_bytes("all_gather", 1000, size=4)
         (1000, 750)
     """
-    passes = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "broadcast": 1}[collective]
+    passes = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "all_to_all": 1, "broadcast": 1}[collective]
     return passes * nbytes * (size - 1) // size
 
 

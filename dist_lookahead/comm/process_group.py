@@ -117,6 +117,14 @@ class ProcessGroupCommunicator:
             "all_gather", output, lambda: _all_gather(output, tensor, group=self.process_group, async_op=True)
         )
 
+    def all_to_all(self, output: Tensor, tensor: Tensor) -> Work:
+        """Start to send part r of `tensor` to process r, and to collect what all send here in `output`."""
+        return self._start(
+            "all_to_all",
+            tensor,
+            lambda: dist.all_to_all_single(output, tensor, group=self.process_group, async_op=True),
+        )
+
     def broadcast(self, tensor: Tensor) -> Work:
         """Start to overwrite `tensor` with that of the group's first process."""
         first = self.members[0]

@@ -36,15 +36,18 @@ def simulate(agents: int | Mesh) -> list[Communicator]:
         [-2.0, -2.0]
     """
     mesh = as_mesh(agents)
-    boards: dict[tuple[int, ...], Board] = {}
+    boards: _Boards = {}
     return [SimulatedCommunicator(boards, mesh, rank) for rank in range(mesh.size)]
+
+
+_Boards = dict[tuple[str, tuple[int, ...]], Board]
 
 
 class SimulatedCommunicator:
     """One agent's end of a board in memory; alone on its board it is the communicator of a single process.
 
     Args:
-        boards: the boards of all groups of agents, by their ranks; those that are missing are set up.
+        boards: the boards of all groups of agents, by axis and ranks; those that are missing are set up.
         mesh: of all agents.
         rank: this agent's number in the mesh.
         axis: along which its group lies.
@@ -53,7 +56,7 @@ class SimulatedCommunicator:
 
     def __init__(
         self,
-        boards: dict[tuple[int, ...], Board],
+        boards: _Boards,
         mesh: Mesh,
         rank: int,
         axis: str = WORLD,
@@ -63,7 +66,8 @@ class SimulatedCommunicator:
         self.rank, self.size = self.members.index(rank), len(self.members)
         self.mesh, self._axis = mesh, axis
         self._boards, self._world = boards, world or self
-        self._board = boards.setdefault(self.members, Board(self.size))
+        # Also by axis: the same agents along two axes count their collectives apart.
+        self._board = boards.setdefault((axis, self.members), Board(self.size))
         self._axes: dict[str, SimulatedCommunicator] = {axis: self}
         self._started = 0
         self.bytes_sent = 0
@@ -90,6 +94,10 @@ class SimulatedCommunicator:
     def all_gather(self, output: Tensor, tensor: Tensor) -> Work:
         """Start to collect every agent's `tensor` in `output`."""
         return self._post("all_gather", tensor, output, output)
+
+    def all_to_all(self, output: Tensor, tensor: Tensor) -> Work:
+        """Start to send part r of `tensor` to agent r, and to collect what all send here in `output`."""
+        return self._post("all_to_all", tensor, output, tensor)
 
     def broadcast(self, tensor: Tensor) -> Work:
         """Start to overwrite `tensor` with agent 0's."""

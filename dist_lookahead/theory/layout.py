@@ -3,6 +3,9 @@
 Two agents share the z of a level, and a column, if they hold the same numbers at all times: where their averages are
 the same at this level, and they share the z of the level above, which overwrites this one. That is a partition of the
 agents for each level, found by refining the coarsest one until it no longer changes.
+
+A code in which values travel (`codec`) changes no P_k and has no column: what it loses of an average, and the residuals
+that give it back later, are not modelled. Nor is what it measures from with `Copy`: the x of the level's last sync.
 """
 
 from collections.abc import Hashable, Sequence

@@ -212,7 +212,8 @@ def _wrong_types(value: Any, annotation: Any, path: str) -> list[str]:
             return [f"{path}={shown(to_plain(value))} must be {words}"]
     known = any(annotation == kind for kind, _, _ in KINDS)
     members = [member for member in get_args(annotation) or (annotation,) if member in SPELLED and not known]
-    if members and not isinstance(value, tuple(members)):
+    optional = type(None) in get_args(annotation)
+    if members and not isinstance(value, tuple(members)) and not (optional and value is None):
         return [
             f"{path}={shown(to_plain(value))} {is_unknown(to_plain(value), [SPELLED[member] for member in members])}"
         ]

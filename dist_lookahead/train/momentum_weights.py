@@ -27,7 +27,7 @@ def momentum_weights(bounds: Sequence[BoundLevel]) -> list[float] | None:
         return None
     try:
         levels = tuple(_as_fired(bound) for bound in bounds)
-        return _weights(levels, smallest_mesh(levels, outer.mixer.agents))
+        return _weights(levels, smallest_mesh(levels, outer.mixer.group.size if outer.mixer.group else 1))
     except ValueError:
         return None
 

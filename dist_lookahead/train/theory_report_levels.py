@@ -45,6 +45,7 @@ def _whose(level: Level) -> str:
     if not isinstance(level.mix, Exact):
         return "each agent for itself"
     over = "over all agents" if level.mix.axis == WORLD else f"over the agents along {level.mix.axis!r}"
+    over += f", sent as {level.mix.codec} (not modelled)" if level.mix.codec else ""
     return f"{over}, slow state split among them" if level.mix.shard else over
 
 
