@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from dist_lookahead import Copy, Every, Gossip, Level, OnePeerExponential, Ring, dpsgd, slowmo
-from dist_lookahead.train.agent import Agent
 from dist_lookahead.train.command import main
 from dist_lookahead.train.config import Config, ConfigError, parse_config
 from dist_lookahead.train.export import export
-from tests.training import differences, final_states, folder_of, records, small_config, train
+from tests.training import Crash, crash_before, differences, final_states, folder_of, records, small_config, train
 
 AVERAGED = {"evaluation": {"weights": ["averaged"]}, "agents": 4}
 LEVELS: dict[str, dict[str, Any]] = {
@@ -58,16 +57,9 @@ def test_a_resumed_run_is_the_one_that_never_stopped(
     """Breaks if the turn of a graph, or an agent's own slow weights, were not saved."""
     whole, broken = (gossiping(tmp_path / name, levels=LEVELS[levels]) for name in ("whole", "broken"))
     train(whole)
-    step = Agent.train_step
-
-    def crash(agent: Agent, factor: float) -> None:
-        if agent.step == 8:
-            raise KeyboardInterrupt
-        step(agent, factor)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Agent, "train_step", crash)
-        with pytest.raises(KeyboardInterrupt):
+        crash_before(8, patch)
+        with pytest.raises(Crash):
             train(broken)
     train(broken, resume=True)
     unbroken, resumed = (final_states(folder_of(config), agents=4) for config in (whole, broken))

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from dist_lookahead.theory import closed_forms
-from dist_lookahead.train.agent import Agent
 from dist_lookahead.train.command import main
 from dist_lookahead.train.config import Config, ConfigError, load_config, parse_config
 from dist_lookahead.train.prediction import predict
 from dist_lookahead.train.prediction_comparison import compare, normal_quantile
 from dist_lookahead.train.recorder import read_metrics
 from tests.launching import run
-from tests.training import differences, final_states, folder_of, records, train
+from tests.training import Crash, crash_before, differences, final_states, folder_of, records, train
 
 FIVE_SIGMA = 5.0  # of some hundred Gaussian comparisons; the seeds are fixed besides
 REPETITIONS = 2000
@@ -173,25 +172,14 @@ def test_two_processes_compute_what_two_simulated_agents_compute(tmp_path: Path)
     assert farthest(real) < FIVE_SIGMA
 
 
-class Crash(Exception):
-    """The power fails."""
-
-
 def test_a_resumed_run_is_the_one_that_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = (
         quadratic(tmp_path / name, inner=MOMENTUM, quadratic=KINDS, checkpoint={"every": 7})
         for name in ("whole", "broken")
     )
     assert main(["train", written(whole)]) == 0
-    original = Agent.train_step
-
-    def train_step(agent: Agent, factor: float) -> None:
-        if agent.step == 23:
-            raise Crash
-        original(agent, factor)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Agent, "train_step", train_step)
+        crash_before(23, patch)
         with pytest.raises(Crash):
             main(["train", written(broken)])
     assert main(["train", written(broken), "--resume"]) == 0

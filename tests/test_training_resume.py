@@ -5,23 +5,7 @@ from typing import Any
 
 import pytest
 
-from dist_lookahead.train.agent import Agent
-from tests.training import differences, final_states, folder_of, records, small_config, train
-
-
-class Crash(Exception):
-    """The power fails."""
-
-
-def crash_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Agent.backward
-
-    def backward(agent: Agent, factor: float) -> None:
-        if agent.step == step:
-            raise Crash
-        original(agent, factor)
-
-    monkeypatch.setattr(Agent, "backward", backward)
+from tests.training import Crash, crash_before, differences, final_states, folder_of, records, small_config, train
 
 
 def compare(tmp_path: Path, crash_at: int, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from dist_lookahead.train.agent import Agent
 from dist_lookahead.train.checkpoint import CheckpointStore
 from dist_lookahead.train.config import Config, parse_config
 from dist_lookahead.train.recorder import read_metrics
@@ -74,3 +76,19 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
             yield from differences(x, y, f"{path}/{index}")
     elif a != b:
         yield f"{path}: {a} != {b}"
+
+
+class Crash(Exception):
+    """The power fails."""
+
+
+def crash_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every agent fail when it comes to compute the gradients after so many fast steps."""
+    original = Agent.backward
+
+    def backward(agent: Agent, factor: float) -> None:
+        if agent.step == step:
+            raise Crash
+        original(agent, factor)
+
+    monkeypatch.setattr(Agent, "backward", backward)
