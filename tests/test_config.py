@@ -355,6 +355,12 @@ def test_a_mesh_names_the_axes_of_levels(good: Path) -> None:
         (["mesh={rack: 2, local: 2}", levels], "axis='node' is unknown; allowed: rack, local, world, as mesh says"),
         (["levels={recipe: hierarchical_local_sgd, axes: [locale, node]}"], "did you mean 'local'?"),
         (["levels={recipe: hierarchical_local_sgd, axes: [local]}"], "give one tau for each axis"),
+        (["mesh={rack: 2, gpu: 2}", "inner.data_parallel=ddp"], "needs the axis 'local', which mesh does not have"),
+        (
+            ["levels={recipe: dpsgd}", "inner.data_parallel=ddp", "evaluation.weights=[averaged]"],
+            "gives different weights to agents that share their gradients along local: gossip along another axis",
+        ),
+        (["levels={recipe: dpsgd}", "inner.data_parallel=ddp"], "gossip along another axis"),
         (["levels={recipe: hierarchical_local_sgd, axes: [1, 2]}"], "levels.axes=[1, 2] must be a list of texts"),
     ):
         assert any(fault in told for told in faults(good, *settings)), faults(good, *settings)

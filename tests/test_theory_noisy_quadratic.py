@@ -187,6 +187,20 @@ def test_two_agents_stand_for_all(fast_buffers) -> None:
             assert_same(getattr(got, part), getattr(expected, part), 1e-12)
 
 
+def test_an_axis_with_all_agents_is_the_average_of_all() -> None:
+    """And thousands of agents that are alike cost as much as two: nothing here is of their number squared."""
+    quadratic = {"curvature": 0.8, "noise": SIGMA, "lr": 0.3, "steps": 8, "momentum": 0.5}
+    world = noisy_quadratic(slowmo(4), **quadratic, agents=6)
+    local = [Level(Every(4), Exact("local"), slowmo(4)[0].move)]
+    for mesh in (Mesh((1, 6), ("node", "local")), Mesh((6,), ("local",))):
+        assert_same(noisy_quadratic(local, **quadratic, agents=mesh).slow.variance, world.slow.variance)
+    nodes = noisy_quadratic(slowmo(4), **quadratic, agents=Mesh((2, 3), ("node", "local")))
+    assert_same(nodes.slow.variance, world.slow.variance)
+    assert_same(nodes.fast.variance, world.fast.variance)
+    many = noisy_quadratic(local_sgd(4), **quadratic, agents=1_000_000)
+    assert_same(1_000_000 * many.slow.variance[-1], noisy_quadratic(local_sgd(4), **quadratic).slow.variance[-1])
+
+
 def test_agents_that_never_average_are_as_one() -> None:
     one = noisy_quadratic(lookahead(3, 0.5), curvature=0.8, noise=SIGMA, lr=1.0, steps=10)
     many = noisy_quadratic(lookahead(3, 0.5), curvature=0.8, noise=SIGMA, lr=1.0, steps=10, agents=16)

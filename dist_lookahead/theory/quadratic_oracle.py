@@ -21,6 +21,7 @@ from dist_lookahead.mesh import Mesh, as_mesh
 from dist_lookahead.schedule import Scheduled, value_at
 from dist_lookahead.theory.calendar import cycle
 from dist_lookahead.theory.constants import require_constants
+from dist_lookahead.theory.growth import smallest_mesh
 from dist_lookahead.theory.linear_recursion import (
     Quadratics,
     at_rest,
@@ -155,14 +156,14 @@ def _quadratics(
     momentum: float,
     nesterov: bool,
 ) -> Quadratics:
-    """Agents that are alike are represented by two of them at most."""
+    """Agents that are alike are represented by two of them at most along each axis."""
     given = {"curvature": curvature, "noise": noise, "offsets": offsets, "start": start}
     tensors = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in given.items()}
     mesh = as_mesh(agents)
     total = mesh.size
     differ = any(tensor.ndim == 2 and len(tensor) > 1 for tensor in tensors.values())
     if not differ and all(_are_alike(level, mesh) for level in levels):
-        mesh = Mesh((min(mesh.size, 2),))
+        mesh = smallest_mesh(levels, mesh)
     width = max(tensor.shape[-1] if tensor.ndim else 1 for tensor in tensors.values())
     for name, tensor in tensors.items():
         allowed = [(), (1,), (width,)] + [(n, d) for n in (1, total) for d in (1, width) if name != "start"]
@@ -177,7 +178,6 @@ def _quadratics(
 
 def _are_alike(level: Level, mesh: Mesh) -> bool:
     """Whether all agents are alike in a level's average, which is the exact one of all of them, or of each alone."""
-    weights = level.mix.weights(mesh)
-    own, others = weights.diagonal(), weights[~torch.eye(len(weights), dtype=torch.bool)]
-    alike = bool((own == own[0]).all() and (others == others[:1]).all())
-    return alike and isinstance(level.mix, Alone | Exact)
+    if isinstance(level.mix, Exact):
+        return len(mesh.group(level.mix.axis, rank=0)) in (1, mesh.size)
+    return isinstance(level.mix, Alone)

@@ -1,13 +1,15 @@
 """The section `mesh`: the agents as a grid with named axes, for levels to average along."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dist_lookahead.alike import agree
+from dist_lookahead.alike import agree, alike_after
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, Mesh
 from dist_lookahead.train.config_faults import Faults, shown
 from dist_lookahead.train.config_inner import Inner
+
+SOME_NODES = Mesh((2, 2), NODES)  # stands for all that torchrun may start: sizes above 1 make no difference
 
 
 def read_mesh(plain: Any) -> Mesh | None:
@@ -41,8 +43,36 @@ def agreeing(levels: Sequence[Level], mesh: Mesh | None, inner: Inner) -> bool:
         mesh: of the file; None for torchrun's.
         inner: says whether agents share their gradients.
     """
-    shared = () if inner.data_parallel == "none" else ("local",)
-    return agree(levels, mesh or Mesh((2, 2), NODES), shared)
+    return agree(levels, mesh or SOME_NODES, shared_axes(inner))
+
+
+def sharing_faults(levels: Sequence[Level], mesh: Mesh | None, inner: Inner) -> Iterator[str]:
+    """Say why agents cannot share their gradients.
+
+    Args:
+        levels: innermost first, along axes that are there.
+        mesh: of the file; None for torchrun's.
+        inner: says whether agents share their gradients.
+    """
+    crowd = mesh or SOME_NODES
+    missing = [axis for axis in shared_axes(inner) if axis not in crowd.names]
+    if missing:
+        yield f"inner.data_parallel={inner.data_parallel!r} needs the axis {missing[0]!r}, which mesh does not have"
+        return
+    try:
+        alike_after(levels, crowd, shared_axes(inner))
+    except ValueError as error:
+        yield str(error)
+
+
+def shared_axes(inner: Inner) -> tuple[str, ...]:
+    """Return the axes along which agents share their gradients.
+
+    Example:
+        >>> shared_axes(Inner(name="SGD", data_parallel="ddp"))
+        ('local',)
+    """
+    return () if inner.data_parallel == "none" else NODES[-1:]
 
 
 def write_mesh(mesh: Mesh | None) -> dict[str, int] | None:

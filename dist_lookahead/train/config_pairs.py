@@ -21,7 +21,7 @@ from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
-from dist_lookahead.train.config_mesh import agreeing, write_mesh
+from dist_lookahead.train.config_mesh import agreeing, sharing_faults, write_mesh
 from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
 from dist_lookahead.train.config_sections import Data, Evaluation, ModelChoice, Performance, Precision, Run, Sync
 from dist_lookahead.train.config_tasks import Feed
@@ -130,6 +130,11 @@ def _axes(mesh: Mesh | None, levels: Levels) -> Iterator[str]:
             yield f"{where} {is_unknown(mix.axis, names)}, as mesh says"
 
 
+def _shares(mesh: Mesh | None, inner: Inner, levels: Levels) -> Iterator[str]:
+    if not any(_axes(mesh, levels)):
+        yield from sharing_faults(levels.stack, mesh, inner)
+
+
 def _averages(levels: Levels, sync: Sync) -> Iterator[str]:
     mixes = [level.mix for level in levels.stack]
     if any(isinstance(mix, Exact) for mix in mixes):
@@ -142,8 +147,10 @@ def _averages(levels: Levels, sync: Sync) -> Iterator[str]:
 def _weights(mesh: Mesh | None, inner: Inner, levels: Levels, evaluation: Evaluation) -> Iterator[str]:
     """Agents that gossip, or average along some axes only, have no slow weights in common."""
     averages = any(level.mix.communicates for level in levels.stack)
-    if not averages or "slow" not in evaluation.weights or any(_axes(mesh, levels)):
+    if not averages or "slow" not in evaluation.weights:
         return
+    if any(_axes(mesh, levels)) or any(_shares(mesh, inner, levels)):
+        return  # faults of their own
     if not agreeing(levels.stack, mesh, inner):
         yield (
             f"evaluation.weights={list(evaluation.weights)}: after a sync of these levels agents have slow weights of "
@@ -162,6 +169,7 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _axes,
     _length,
     _model_takes_images,
+    _shares,
     _averages,
     _weights,
     _images_have_an_order,

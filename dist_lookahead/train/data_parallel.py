@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_lookahead.comm.communicator import Communicator, Pending
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
+from dist_lookahead.mesh import NODES
 
-AXIS = "local"
+AXIS = NODES[-1]
 # Each agent keeps its own BatchNorm statistics between syncs, as without DDP; torch 2.15 has a new name for that.
 NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if NEW_NAME else "broadcast_buffers": False}
