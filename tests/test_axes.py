@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from descending import Agent, crowd, descend, descend_and_sync
 from processes import run_processes
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from dist_lookahead import Alone, Copy, DistributedLookahead, Every, Exact, Level, Mesh, Pull, simulate
+from dist_lookahead import Alone, Copy, Every, Exact, Level, Mesh, Pull, simulate
 from dist_lookahead.comm.communicator import ring_bytes
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 
 NAMES = ("node", "local")
-D = 24
 STACKS: dict[str, list[Level]] = {
     "hierarchical local SGD": [Level(Every(2), Exact("local"), Copy()), Level(Every(4), Exact("node"), Copy())],
     "Lookahead in a node, SlowMo across": [
@@ -32,42 +32,13 @@ STACKS: dict[str, list[Level]] = {
 }
 
 
-class Agent:
-    """Descends its own quadratic, with momentum, so that there are buffers to average."""
-
-    def __init__(self, rank: int, levels: Sequence[Level], **options: Any) -> None:
-        random = torch.Generator().manual_seed(rank)
-        self.target = torch.randn(D, generator=random, dtype=torch.float64)
-        self.weight = nn.Parameter(torch.zeros(D, dtype=torch.float64))
-        inner = torch.optim.SGD([self.weight], lr=0.1, momentum=0.5)
-        self.optimizer = DistributedLookahead(inner, levels, check_every=1, **options)
-
-    def step(self) -> None:
-        self.weight.grad = self.weight.detach() - self.target
-        self.optimizer.step()
-
-    def weights(self) -> Tensor:
-        return self.weight.detach().clone()
-
-
-def crowd(levels: Sequence[Level], mesh: Mesh) -> list[Agent]:
-    return [Agent(rank, levels, communicator=end) for rank, end in enumerate(simulate(mesh))]
-
-
-def descend(agents: Sequence[Agent], steps: int) -> None:
-    for _ in range(steps):
-        for agent in agents:
-            agent.step()
-
-
 def in_a_process(names: Sequence[str], *, own_mesh: bool = False) -> dict[str, Tensor]:
     """Each stack for seven steps and a flush: two rounds and a partial one."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=NAMES) if own_mesh else Mesh((2, 2), NAMES)
     weights = {}
     for name in names:
         agent = Agent(dist.get_rank(), STACKS[name], mesh=mesh)
-        descend([agent], 7)
-        agent.optimizer.sync()
+        descend_and_sync([agent], 7)
         weights[name] = agent.weights()
     return weights
 
@@ -78,9 +49,7 @@ def test_processes_on_a_mesh_give_the_numbers_of_simulated_agents() -> None:
     results = run_processes(in_a_process, 4, list(STACKS))
     for name, levels in STACKS.items():
         agents = crowd(levels, Mesh((2, 2), NAMES))
-        descend(agents, 7)
-        for agent in agents:
-            agent.optimizer.sync()
+        descend_and_sync(agents, 7)
         for rank, agent in enumerate(agents):
             assert torch.equal(results[rank][name], agent.weights()), f"{name}, agent {rank}"
 
@@ -93,9 +62,7 @@ def by_torchs_mesh() -> dict[str, Tensor]:
 def test_torchs_own_mesh_serves_as_well() -> None:
     name = "sharded across"
     agents = crowd(STACKS[name], Mesh((2, 2), NAMES))
-    descend(agents, 7)
-    for agent in agents:
-        agent.optimizer.sync()
+    descend_and_sync(agents, 7)
     results = run_processes(by_torchs_mesh, 4)
     assert all(torch.equal(result[name], agent.weights()) for result, agent in zip(results, agents, strict=True))
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from descending import Agent, crowd, descend, descend_and_sync
 from processes import run_processes
 from torch import Tensor, nn
 
@@ -15,7 +16,6 @@ from dist_lookahead import (
     BipartiteExponential,
     Complete,
     Copy,
-    DistributedLookahead,
     Every,
     Exact,
     Gossip,
@@ -36,7 +36,6 @@ from dist_lookahead import (
 from dist_lookahead.comm.communicator import Communicator, Letter, Pending
 from dist_lookahead.comm.process_group import default_communicator
 
-D = 24
 LOPSIDED = Graph(
     [[0.7, 0.3, 0, 0], [0.0, 0.7, 0.3, 0], [0, 0, 0.7, 0.3], [0.3, 0, 0, 0.7]]
 )  # nobody hears who hears it
@@ -55,34 +54,6 @@ STACKS: dict[str, list[Level]] = {
 }
 
 
-class Agent:
-    """Descends its own quadratic, with momentum."""
-
-    def __init__(self, rank: int, levels: Sequence[Level], size: int = D, **options: Any) -> None:
-        random = torch.Generator().manual_seed(rank)
-        self.target = torch.randn(size, generator=random)
-        self.weight = nn.Parameter(torch.zeros(size))
-        inner = torch.optim.SGD([self.weight], lr=0.1, momentum=0.5)
-        self.optimizer = DistributedLookahead(inner, levels, check_every=1, **options)
-
-    def step(self) -> None:
-        self.weight.grad = self.weight.detach() - self.target
-        self.optimizer.step()
-
-    def weights(self) -> Tensor:
-        return self.weight.detach().clone()
-
-
-def crowd(levels: Sequence[Level], agents: int | Mesh, **options: Any) -> list[Agent]:
-    return [Agent(rank, levels, communicator=end, **options) for rank, end in enumerate(simulate(agents))]
-
-
-def descend(agents: Sequence[Agent], steps: int) -> None:
-    for _ in range(steps):
-        for agent in agents:
-            agent.step()
-
-
 # --- processes
 
 
@@ -91,8 +62,7 @@ def in_a_process(names: Sequence[str]) -> dict[str, Tensor]:
     results = {}
     for name in names:
         agent = Agent(dist.get_rank(), STACKS[name], mesh=Mesh((2, 2), ("node", "local")))
-        descend([agent], 7)
-        agent.optimizer.sync()
+        descend_and_sync([agent], 7)
         results[name] = agent.weights()
     return results
 
@@ -103,9 +73,7 @@ def test_processes_give_the_bits_of_simulated_agents() -> None:
     results = run_processes(in_a_process, 4, list(STACKS))
     for name, levels in STACKS.items():
         agents = crowd(levels, Mesh((2, 2), ("node", "local")))
-        descend(agents, 7)
-        for agent in agents:
-            agent.optimizer.sync()
+        descend_and_sync(agents, 7)
         for rank, agent in enumerate(agents):
             tolerance = 1e-6 if name == "SlowMo over gossip" else 0.0  # four add up in another order in an all-reduce
             difference = (results[rank][name] - agent.weights()).abs().max()
