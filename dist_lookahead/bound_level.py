@@ -25,6 +25,7 @@ class BoundLevel:
         hearing: the agents whose mail comes with its sync; None where no mail travels with it.
         alike: the agents that average, where they hold the same weights after its sync: a checksum compares them.
         due: fast step of the next sync.
+        buckets: the weights of the level.
         slow: z per bucket, the part that this agent owns; empty without slow weights.
         momentum: v per bucket, likewise.
         residuals: what codes have lost per bucket, one tensor for each stretch that the mixer names; empty where it
@@ -41,6 +42,7 @@ class BoundLevel:
     hearing: Communicator | None
     alike: Communicator | None
     due: int
+    buckets: list[Bucket] = field(default_factory=list)
     slow: list[Tensor] = field(default_factory=list)
     momentum: list[Tensor] = field(default_factory=list)
     residuals: list[tuple[Tensor, ...]] = field(default_factory=list)
@@ -54,7 +56,8 @@ class BoundLevel:
         return self.mixer.owned(bucket.fast.numel())
 
     def adopt(self, bucket: Bucket) -> None:
-        """Start the slow state of a bucket from its present weights."""
+        """Take in a bucket; its slow state starts from its present weights."""
+        self.buckets.append(bucket)
         own = bucket.fast[self.owned(bucket)]
         if self.level.move.keeps_slow_weights or self.mixer.compares:
             self.slow.append(own.clone())
@@ -65,46 +68,48 @@ class BoundLevel:
             self.residuals.append(tuple(torch.zeros_like(bucket.fast[stretch]) for stretch in stretches))
 
     def forget(self) -> None:
-        """Drop the slow state of all buckets."""
-        for kept in (self.slow, self.momentum, self.residuals):
+        """Let go of all buckets and their slow state."""
+        for kept in (self.buckets, self.slow, self.momentum, self.residuals):
             kept.clear()
 
     def follow(self, buckets: Sequence[Bucket]) -> None:
-        """Take the present weights as slow weights."""
-        for slow, bucket in zip(self.slow, buckets, strict=False):
-            slow.copy_(bucket.fast[self.owned(bucket)])
+        """Take the present weights of some buckets as slow weights, where they belong to the level."""
+        followed = set(map(id, buckets))
+        for slow, bucket in zip(self.slow, self.buckets, strict=False):
+            if id(bucket) in followed:
+                slow.copy_(bucket.fast[self.owned(bucket)])
 
     def reset_momentum(self) -> None:
         """Forget the slow momentum."""
         for momentum in self.momentum:
             momentum.zero_()
 
-    def collect(self, buckets: Sequence[Bucket], fast: Sequence[Tensor]) -> Pending:
+    def collect(self, fast: Sequence[Tensor]) -> Pending:
         """Sum the fast weights over the agents.
 
         Args:
-            buckets: that hold them.
-            fast: their tensors, with or without the tail.
+            fast: tensors of the buckets, with or without the tail.
         """
         memory = []
-        for place, (bucket, slow, residuals) in enumerate(zip(buckets, self.slow, self.residuals, strict=False)):
+        for place, (bucket, slow, residuals) in enumerate(zip(self.buckets, self.slow, self.residuals, strict=False)):
             for flat in (bucket.fast, slow):  # old mail in the tail is no weight, and must not scale a code
                 flat[bucket.weights_end :] = 0
             memory.append(Memory(slow, residuals, draw=(self.index, self.rounds, place)))
         yield from self.mixer.collect(fast, self.rounds, memory)
 
-    def move(self, buckets: Sequence[Bucket], rates: Sequence[float | None]) -> None:
-        """Take the slow step in every bucket, from the agents' sum, with `coefficients`.
+    def move(self, rates: Sequence[float | None]) -> None:
+        """Take the slow step with `coefficients`.
+
+        Before, the owned part of each bucket holds the sum over the agents, afterwards the level's new weights.
 
         Args:
-            buckets: hold the sum over the agents in the owned part, and the level's new weights there afterwards.
             rates: the fast learning rates of the round's last fast step, per parameter group.
         """
         gammas = dict(enumerate(rates)) if self.level.move.follow_lr else {}
         ratios = {
             group: gamma / self.gammas.get(group, gamma or 1.0) for group, gamma in gammas.items() if gamma is not None
         }
-        for index, bucket in enumerate(buckets):
+        for index, bucket in enumerate(self.buckets):
             for part, ratio in self._parts(bucket, ratios):
                 self._slow_step(index, bucket, part, ratio)
         self.gammas.update({group: gamma for group, gamma in gammas.items() if gamma})

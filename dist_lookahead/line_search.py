@@ -47,21 +47,18 @@ class LineSearch:
         self._probe = probe
         self._model = model
 
-    def coefficients(
-        self, bound: BoundLevel, buckets: Sequence[Bucket], step: int
-    ) -> Generator[Work, None, tuple[float, float]]:
+    def coefficients(self, bound: BoundLevel, step: int) -> Generator[Work, None, tuple[float, float]]:
         """Return (alpha, beta) of the sync after `step` fast steps.
 
         Args:
-            bound: the level that fires.
-            buckets: hold the sum over the agents, and do so again afterwards.
+            bound: the level that fires; its buckets hold the sum over the agents, and do so again afterwards.
             step: fast steps done.
         """
         move = bound.level.move
         limits = getattr(move, "alpha", None)
         if not isinstance(limits, Optimal):
             return move.coefficients(step)
-        pair = self._slope_and_bend(bound, buckets, step)
+        pair = self._slope_and_bend(bound, step)
         if bound.mixer.group:
             yield bound.mixer.group.all_reduce(pair)
         if not pair.isfinite().all():  # the loss overflows at one of the two points
@@ -69,7 +66,8 @@ class LineSearch:
         return float(line_alpha(*pair).clamp(limits.low, limits.high)), 0.0
 
     @torch.no_grad()
-    def _slope_and_bend(self, bound: BoundLevel, buckets: Sequence[Bucket], step: int) -> Tensor:
+    def _slope_and_bend(self, bound: BoundLevel, step: int) -> Tensor:
+        buckets = bound.buckets
         sums = [bucket.fast.clone() for bucket in buckets]
         ends = [total / bound.mixer.agents for total in sums]
         way = [end - start for end, start in zip(ends, bound.slow, strict=True)]

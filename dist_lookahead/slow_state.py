@@ -16,26 +16,26 @@ from dist_lookahead.bucket import Bucket
 from dist_lookahead.notation import to_plain
 
 
-def save(bounds: Sequence[BoundLevel], buckets: Sequence[Bucket]) -> list[dict[str, Any]]:
+def save(bounds: Sequence[BoundLevel]) -> list[dict[str, Any]]:
     """Return the state of each level. Tensors are references, as in any state_dict."""
     return [
         {
             "level": to_plain(bound.level),
-            "owned": _parts(bound, buckets),
+            "owned": _parts(bound),
             "due": bound.due,
             "last": bound.last,
             "rounds": bound.rounds,
             "gammas": _by_group(bound.gammas),
-            "slow": _pieces(buckets, bound.slow, [bound.owned(bucket) for bucket in buckets]),
-            "momentum": _pieces(buckets, bound.momentum, [bound.owned(bucket) for bucket in buckets]),
-            "residuals": _residuals(bound, buckets),
+            "slow": _pieces(bound.buckets, bound.slow, [bound.owned(bucket) for bucket in bound.buckets]),
+            "momentum": _pieces(bound.buckets, bound.momentum, [bound.owned(bucket) for bucket in bound.buckets]),
+            "residuals": _residuals(bound),
         }
         for bound in bounds
     ]
 
 
 @torch.no_grad()
-def load(bounds: Sequence[BoundLevel], buckets: Sequence[Bucket], saved: Sequence[dict[str, Any]]) -> None:
+def load(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
     """Load what `save` returned into levels over the same parameters.
 
     Raises:
@@ -43,13 +43,13 @@ def load(bounds: Sequence[BoundLevel], buckets: Sequence[Bucket], saved: Sequenc
             number of agents.
     """
     for bound, state in zip(bounds, saved, strict=True):
-        if state["owned"] != _parts(bound, buckets):
+        if state["owned"] != _parts(bound):
             reason = "is sharded" if bound.mixer.shards > 1 else "keeps what its codec has lost"
             raise ValueError(
-                f"levels[{bound.index}] {reason}: this agent keeps elements {_parts(bound, buckets)} of its buckets, "
+                f"levels[{bound.index}] {reason}: this agent keeps elements {_parts(bound)} of its buckets, "
                 f"the saved state has {state['owned']}. Load each agent's own state, with as many agents"
             )
-    for bound, state, own in zip(bounds, saved, save(bounds, buckets), strict=True):
+    for bound, state, own in zip(bounds, saved, save(bounds), strict=True):
         kept = [(own[name], state[name]) for name in ("slow", "momentum")]
         # States from before there were codecs have none of these.
         kept += zip(own["residuals"], state.get("residuals", []), strict=True)
@@ -75,11 +75,11 @@ def _by_group(gammas: dict[int, float]) -> list[float | None]:
     return [gammas.get(group) for group in range(max(gammas, default=-1) + 1)]
 
 
-def _residuals(bound: BoundLevel, buckets: Sequence[Bucket]) -> list[dict[str, Tensor]]:
+def _residuals(bound: BoundLevel) -> list[dict[str, Tensor]]:
     """View what codes have lost per parameter, one dictionary for each kind of it."""
-    stretches = [bound.mixer.residuals(bucket.fast.numel()) for bucket in buckets]
+    stretches = [bound.mixer.residuals(bucket.fast.numel()) for bucket in bound.buckets]
     kinds = zip(zip(*bound.residuals, strict=True), zip(*stretches, strict=True), strict=False)
-    return [_pieces(buckets, flats, kind) for flats, kind in kinds]
+    return [_pieces(bound.buckets, flats, kind) for flats, kind in kinds]
 
 
 def _pieces(buckets: Sequence[Bucket], flats: Sequence[Tensor], stretches: Sequence[slice]) -> dict[str, Tensor]:
@@ -95,11 +95,11 @@ def _pieces(buckets: Sequence[Bucket], flats: Sequence[Tensor], stretches: Seque
     return pieces
 
 
-def _parts(bound: BoundLevel, buckets: Sequence[Bucket]) -> list[list[int]]:
+def _parts(bound: BoundLevel) -> list[list[int]]:
     """The stretches of the buckets that are kept here in part; nothing to compare where all is whole."""
     return [
         [kept.start, kept.stop]
-        for bucket in buckets
+        for bucket in bound.buckets
         for kept in (bound.owned(bucket), *bound.mixer.residuals(bucket.fast.numel()))
         if not _is_whole(kept, bucket)
     ]

@@ -4,8 +4,7 @@ One stack owns all slow weights, so that a level which fires can overwrite those
 one Lookahead optimizer in another does not do that: the inner slow weights go stale when the outer ones move.)
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,18 +12,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dist_lookahead import slow_state
-from dist_lookahead.agreement import require_same, require_same_weights
+from dist_lookahead.agreement import require_same_weights
 from dist_lookahead.bound_level import BoundLevel, bind_levels
-from dist_lookahead.bucket import Bucket, Weight, make_buckets
+from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending, Work
 from dist_lookahead.failure import lost
 from dist_lookahead.fast_buffers import FastBuffers
+from dist_lookahead.inventory import Inventory
 from dist_lookahead.level import Level, check_levels
 from dist_lookahead.line_search import LineSearch, Probe
 from dist_lookahead.mail import Mail, fingerprint
 from dist_lookahead.model_buffers import ModelBuffers
 from dist_lookahead.observer import Observer
-from dist_lookahead.roster import Roster, describe
+from dist_lookahead.roster import describe
 
 FORMAT = 1  # of the state dict
 
@@ -69,7 +69,6 @@ class LevelStack:
         self.clock = 0
         self.flags = (0,) * communicator.size
         self.observer: Observer | None = None
-        self.roster = Roster(inner, model)
         self.mail = Mail(communicator.rank, communicator.size)
         self._near = communicator.axis(data_parallel) if data_parallel else None
         self.bound = list(bind_levels(levels, communicator, data_parallel))
@@ -78,13 +77,18 @@ class LevelStack:
         self.line_search = LineSearch(levels, probe, model)
         self._follows_lr = any(level.move.follow_lr for level in levels)
         self._rates: list[Any] = []
-        self.buckets: list[Bucket] = []
+        self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
         communicator.run(self._open())
 
     @property
     def levels(self) -> tuple[Level, ...]:
         """The descriptions."""
         return tuple(bound.level for bound in self.bound)
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        """The weights of all levels."""
+        return self.inventory.buckets
 
     @property
     def rates(self) -> list[float | None]:
@@ -124,12 +128,11 @@ class LevelStack:
         return due
 
     def _sync(self, due: Sequence[BoundLevel]) -> Pending:
-        self.roster.require_live(self.buckets)
-        joining = self.roster.joining(self.buckets)
+        self.inventory.require_live()
+        joining = self.inventory.joining()
         self.mail.outgoing["joining"] = fingerprint("\n".join(describe(joining)))
         self.flags = (0,) * self.communicator.size
-        for bucket in self.buckets:
-            bucket.gather()
+        self.inventory.gather()
         yield from self._check_shared_gradients(due)
         for bound in due:
             try:
@@ -140,24 +143,22 @@ class LevelStack:
             except Exception:  # agents that differ, where all of them come here; or a probe that fails
                 self._fall_back(bound)
                 raise
-        for bucket in self.buckets:
-            bucket.scatter()
-        if joining and self._may_join(due):
-            yield from self._join(joining, due)
+        self.inventory.scatter()
+        yield from self.inventory.join(joining, due)
 
     def _fire(self, bound: BoundLevel) -> Pending:
         # The table of the mail grows with the number of agents: it stays here where no mail travels.
-        fast = [bucket.fast if bound.hearing else bucket.weights for bucket in self.buckets]
+        fast = [bucket.fast if bound.hearing else bucket.weights for bucket in bound.buckets]
         self._observe("before", bound)
         tail, letter = self._send_mail(bound)
-        yield from bound.collect(self.buckets, fast)
+        yield from bound.collect(fast)
         yield from letter
         # A sharded sum holds this agent's part of the tail only: the rest comes with the other parts.
         if bound.mixer.shards == 1:
             self._read_mail(bound, tail)
         self._observe("averaged", bound)
-        bound.coefficients = yield from self.line_search.coefficients(bound, self.buckets, self.clock)
-        bound.move(self.buckets, self.rates)
+        bound.coefficients = yield from self.line_search.coefficients(bound, self.clock)
+        bound.move(self.rates)
         yield from bound.mixer.distribute(fast)
         if bound.mixer.shards > 1:
             self._read_mail(bound, tail)
@@ -167,20 +168,20 @@ class LevelStack:
             yield from self._settle_buffers(bound)
         if bound.alike and self._checks(bound.rounds):
             where = f"levels[{bound.index}] after fast step {self.clock}"
-            yield from require_same_weights(bound.alike, self.buckets, where)
+            yield from require_same_weights(bound.alike, bound.buckets, where)
         self._observe("after", bound)
 
     def _settle_below(self, bound: BoundLevel) -> Pending:
         """All below the level take its weights; the fast optimizer's buffers are kept, reset or averaged."""
         choice = bound.level.fast_buffers
         for lower in self.bound[: bound.index]:
-            lower.follow(self.buckets)
+            lower.follow(bound.buckets)
             if choice == "reset":
                 lower.reset_momentum()
         if choice == "reset":
             self.fast_buffers.reset()
         elif choice == "average" and bound.mixer.group:
-            yield from self.fast_buffers.average(bound.mixer.group, self.buckets)
+            yield from self.fast_buffers.average(bound.mixer.group, bound.buckets)
 
     def _settle_buffers(self, bound: BoundLevel) -> Pending:
         if bound.mixer.group and self.average_buffers:
@@ -198,16 +199,16 @@ class LevelStack:
 
     def _observe(self, moment: Literal["before", "averaged", "after"], bound: BoundLevel) -> None:
         if self.observer:
-            getattr(self.observer, moment)(bound, self.buckets)
+            getattr(self.observer, moment)(bound)
 
     def _send_mail(self, bound: BoundLevel) -> tuple[Tensor, list[Work]]:
         """Return where the mail is, and what is under way of it besides the weights."""
-        tail = self.buckets[0].tail
+        tail = bound.buckets[0].tail
         if not bound.hearing:
             return tail, []
         self.mail.outgoing["clock"] = self.clock
         if bound.level.fast_buffers == "average":
-            self.mail.outgoing["buffers"] = fingerprint(self.fast_buffers.signature(self.buckets))
+            self.mail.outgoing["buffers"] = fingerprint(self.fast_buffers.signature(bound.buckets))
         return self.mail.send(tail, bound.hearing, with_weights=bound.mixer.sums_tails)
 
     def _read_mail(self, bound: BoundLevel, tail: Tensor) -> None:
@@ -220,98 +221,33 @@ class LevelStack:
         self.flags = tuple(map(max, self.flags, self.mail.received["flag"]))
 
     def _open(self) -> Pending:
-        """Agree on what is trained, take agent 0's weights, and capture the slow weights."""
-        weights = self.roster.joining([])
-        if not weights:
-            raise ValueError("the optimizer has no trainable parameters: nothing to average")
-        device = weights[0].parameter.device
-        yield from require_same(self.communicator, self._signature(weights), device)
-        self._build([weights])
-        yield from self._take_from_first()
+        """Agree on levels and weights, take agent 0's, and capture the slow weights."""
+        yield from self.inventory.open(self._settings())
         self._capture()
 
-    def _signature(self, weights: Sequence[Weight]) -> list[str]:
+    def _settings(self) -> list[str]:
         levels = [f"levels[{bound.index}] = {bound.level}" for bound in self.bound]
-        settings = f"average_buffers={self.average_buffers}, check_every={self.check_every}, torch {torch.__version__}"
-        return [
-            str(self.communicator.mesh),
-            *levels,
-            settings,
-            *describe(weights),
-            *describe(self.roster.untrained(), "untrained tensor"),
-        ]
-
-    def _build(self, groups: Iterable[Sequence[Weight]]) -> None:
-        """Put weights into buckets and start their slow state; groups that join later get buckets of their own."""
-        self.buckets = []
-        for bound in self.bound:
-            bound.forget()
-        for group in groups:
-            self._take_in(self._make_buckets(group))
-
-    def _take_in(self, buckets: Sequence[Bucket]) -> None:
-        """Add buckets; their slow weights start from their present weights."""
-        for bucket in buckets:
-            for bound in self.bound:
-                bound.adopt(bucket)
-        self.buckets.extend(buckets)
-
-    def _make_buckets(self, weights: Sequence[Weight]) -> list[Bucket]:
-        parts = math.lcm(*(bound.mixer.parts for bound in self.bound))
-        return make_buckets(weights, parts=parts, tail=0 if self.buckets else self.mail.length)
-
-    def _rebuild(self, names: Sequence[Sequence[str]]) -> None:
-        """Bring the saved parameters into the saved buckets; others join at the next sync, as they would have."""
-        if names != [[slot.weight.name for slot in bucket.slots] for bucket in self.buckets]:
-            self._build([self.roster.named(group) for group in names])
-
-    def _take_from_first(self) -> Pending:
-        if self.communicator.size == 1:
-            return
-        others = [weight.parameter.data for weight in self.roster.untrained()]
-        yield from [self.communicator.broadcast(tensor) for tensor in [*(b.fast for b in self.buckets), *others]]
-        for bucket in self.buckets:
-            bucket.scatter()
+        rest = f"average_buffers={self.average_buffers}, check_every={self.check_every}, torch {torch.__version__}"
+        return [str(self.communicator.mesh), *levels, rest]
 
     def refresh(self) -> None:
         """Before the first fast step: capture the slow weights again, weights may have been loaded or moved."""
         if self.clock > 0:
             return
-        self.roster.require_live(self.buckets)
-        if not all(bucket.fits() for bucket in self.buckets):
-            self._build([[slot.weight for slot in bucket.slots] for bucket in self.buckets])
-        for bucket in self.buckets:
-            bucket.gather()
+        self.inventory.require_live()
+        self.inventory.refit()
         self._capture()
 
     def _capture(self) -> None:
         for bound in self.bound:
-            bound.follow(self.buckets)
+            bound.follow(bound.buckets)
         self.model_buffers.capture()
-
-    def _may_join(self, due: Sequence[BoundLevel]) -> bool:
-        """Whether parameters join now: with mail, which compares them, or with any average where there is none."""
-        if any(bound.hearing for bound in self.bound):
-            return any(bound.hearing for bound in due)
-        return self.communicator.size == 1 or any(bound.mixer.communicates for bound in due)
-
-    def _join(self, weights: Sequence[Weight], due: Sequence[BoundLevel]) -> Pending:
-        """New parameters start from their mean over all agents, at every level."""
-        if not any(bound.hearing for bound in due):
-            yield from require_same(self.communicator, describe(weights), weights[0].parameter.device)
-        new = self._make_buckets(weights)
-        if self.communicator.size > 1:
-            yield from [self.communicator.all_reduce(bucket.fast) for bucket in new]
-        for bucket in new:
-            bucket.fast.div_(self.communicator.size)
-            bucket.scatter()
-        self._take_in(new)
 
     def _fall_back(self, bound: BoundLevel) -> bool:
         """Put the level's slow weights into the model, if this agent has all of them: x may be half summed."""
         whole = bool(bound.slow) and bound.mixer.shards == 1
         if whole:
-            for bucket, slow in zip(self.buckets, bound.slow, strict=True):
+            for bucket, slow in zip(bound.buckets, bound.slow, strict=True):
                 bucket.fast.copy_(slow)
                 bucket.scatter()
         return whole
@@ -322,8 +258,8 @@ class LevelStack:
             "format": FORMAT,
             "clock": self.clock,
             "rates": self.rates,
-            "parameters": [[slot.weight.name for slot in bucket.slots] for bucket in self.buckets],
-            "levels": slow_state.save(self.bound, self.buckets),
+            "parameters": self.inventory.names,
+            "levels": slow_state.save(self.bound),
             "buffers": dict(self.model_buffers.slow),
         }
 
@@ -336,8 +272,8 @@ class LevelStack:
         if state_dict.get("format") != FORMAT:
             raise ValueError(f"state of format {state_dict.get('format')!r}; this version reads format {FORMAT}")
         slow_state.require_levels(self.bound, state_dict["levels"])
-        self._rebuild(state_dict["parameters"])
-        slow_state.load(self.bound, self.buckets, state_dict["levels"])
+        self.inventory.restore(state_dict["parameters"])
+        slow_state.load(self.bound, state_dict["levels"])
         self.clock, self._rates = state_dict["clock"], list(state_dict["rates"])
         self.model_buffers.slow = {name: tensor.clone() for name, tensor in state_dict["buffers"].items()}
 

@@ -285,7 +285,7 @@ def test_a_sync_that_fails_leaves_the_residuals_as_they_were() -> None:
     before = copy.deepcopy(many[0].bound.residuals)
     stack = many[0].optimizer.stack
     stack.buckets[0].fast.add_(1.0)
-    pending = many[0].bound.collect(stack.buckets, [bucket.fast for bucket in stack.buckets])
+    pending = many[0].bound.collect([bucket.fast for bucket in stack.buckets])
     next(pending)
     pending.close()
     assert same(many[0].bound.residuals, before)

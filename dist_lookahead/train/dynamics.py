@@ -47,32 +47,32 @@ class Dynamics:
         self._drift = self._distance = self._lookahead = self._step = self._dot = self._last_norm = 0.0
         stack.observer = self
 
-    def before(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
+    def before(self, bound: BoundLevel) -> None:
         """Measure this agent's own way since the last sync."""
         if bound is self._outer:
             assert self._start, "begin() comes before the first fast step"
-            self._drift = _squared_distance((bucket.weights for bucket in buckets), self._start)
+            self._drift = _squared_distance((bucket.weights for bucket in bound.buckets), self._start)
 
-    def averaged(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
+    def averaged(self, bound: BoundLevel) -> None:
         """Measure the mean's way, of which this agent may own a part only."""
         if bound is self._outer:
-            parts = [_owned(bound, bucket) for bucket in buckets]
-            means = [bucket.fast[part] / bound.mixer.agents for bucket, part in zip(buckets, parts, strict=True)]
+            parts = [_owned(bound, bucket) for bucket in bound.buckets]
+            means = [bucket.fast[part] / bound.mixer.agents for bucket, part in zip(bound.buckets, parts, strict=True)]
             starts = [start[part] for start, part in zip(self._start, parts, strict=False)]
             self._distance = self._share * _squared_distance(means, starts)
             self._means = means
 
-    def after(self, bound: BoundLevel, buckets: Sequence[Bucket]) -> None:
+    def after(self, bound: BoundLevel) -> None:
         """Measure the slow step."""
         if bound is not self._outer:
             return
-        self._lookahead = self._share * self._squared_lookahead(buckets)
-        steps = [bucket.weights - start for bucket, start in zip(buckets, self._start, strict=False)]
+        self._lookahead = self._share * self._squared_lookahead(bound.buckets)
+        steps = [bucket.weights - start for bucket, start in zip(bound.buckets, self._start, strict=False)]
         self._last_norm = self._step
         self._step = math.sqrt(sum(_dot(step, step) for step in steps))
         self._dot = sum(_dot(step, last) for step, last in zip(steps, self._last_step, strict=False))
         self._last_step = steps
-        self.begin(buckets)
+        self.begin(bound.buckets)
 
     def begin(self, buckets: Sequence[Bucket]) -> None:
         """Start a round at the present weights."""
