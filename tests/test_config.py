@@ -186,7 +186,7 @@ BAD = [
     ("lr_schedule={name: multistep, milestones: [9999]}", "lr_schedule.milestones: 9999 steps is beyond the end"),
     ("lr_schedule={name: cosine, unit: epochs, warmup: 30}", "lr_schedule.warmup=30 epochs is longer than the run"),
     ("levels=slowmo", "levels='slowmo' must have a recipe, or be a list of levels"),
-    ("levels.recipe=slomo", "levels.recipe='slomo' is unknown; did you mean 'slowmo'? allowed: lookahead"),
+    ("levels.recipe=slomo", "levels.recipe='slomo' is unknown; did you mean 'slowmo'? allowed: bmuf"),
     ("levels.tua=3", "levels.tua is unknown; did you mean 'tau'? allowed: tau, alpha, beta"),
     ("levels.tau=0", "levels.tau=0: Every.tau=0 must be a whole number of fast steps, at least 1"),
     ("levels.tau='12'", "levels.tau='12' must be a number or a schedule such as {piecewise"),

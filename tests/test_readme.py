@@ -42,7 +42,7 @@ def test_the_commands_name_files_that_are_there_and_settings_that_exist(capsys: 
 
 
 def test_every_recipe_is_in_the_table() -> None:
-    public = [name for name, value in vars(recipes).items() if callable(value) and value.__module__ == recipes.__name__]
+    public = recipes.__all__
     assert len(public) >= 9
     missing = [name for name in public if f"| `{name}` |" not in README]
     assert not missing

@@ -13,11 +13,7 @@ from dist_lookahead.optimal import Optimal
 from dist_lookahead.schedule import Schedule, Scheduled
 from dist_lookahead.train.config_faults import Faults, shown
 
-RECIPES: dict[str, Callable[..., list[Level]]] = {
-    name: recipe
-    for name, recipe in vars(recipes).items()
-    if inspect.isfunction(recipe) and recipe.__module__ == recipes.__name__
-}
+RECIPES: dict[str, Callable[..., list[Level]]] = {name: getattr(recipes, name) for name in recipes.__all__}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
