@@ -33,7 +33,7 @@ from dist_lookahead.recipes import (
     slowmo_over,
     snoo,
 )
-from dist_lookahead.schedule import Cosine, Linear, Piecewise, Warmup
+from dist_lookahead.schedule import Cosine, InverseSqrt, Linear, Piecewise, Warmup
 from dist_lookahead.stack import LevelStack
 
 __version__ = "0.1.0"
@@ -50,6 +50,7 @@ __all__ = [
     "Exact",
     "Gossip",
     "Graph",
+    "InverseSqrt",
     "Level",
     "LevelStack",
     "Linear",

@@ -25,7 +25,7 @@ from dist_lookahead.comm.topology import (
 from dist_lookahead.level import Every, Level
 from dist_lookahead.move import Copy, Pull
 from dist_lookahead.optimal import Optimal
-from dist_lookahead.schedule import Cosine, Linear, Piecewise, Warmup
+from dist_lookahead.schedule import Cosine, InverseSqrt, Linear, Piecewise, Warmup
 
 
 def _snake(name: str) -> str:
@@ -38,7 +38,7 @@ NAMES: dict[str, type] = {
     _snake(c.__name__): c
     for c in (
         *(Level, Every, *MIXES, Copy, Pull, Optimal),
-        *(Piecewise, Linear, Cosine, Warmup),
+        *(Piecewise, Linear, Cosine, InverseSqrt, Warmup),
         *(Cast, Quantised, TopK),
         *TOPOLOGIES,
     )

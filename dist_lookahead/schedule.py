@@ -116,6 +116,30 @@ class Cosine:
 
 
 @dataclass(frozen=True)
+class InverseSqrt:
+    """sqrt(steps / (k + 1)) from step k = `steps` - 1 on, 1 before: behind a warm-up of so many steps, it joins on.
+
+    Args:
+        steps: up to which the value is 1, >= 1.
+
+    Example:
+        >>> [InverseSqrt(steps=4)(step) for step in (0, 3, 15)]
+        [1.0, 1.0, 0.5]
+
+    Reference: arXiv 1706.03762, eq. 3, in units of its largest value.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_stretch("InverseSqrt", self.steps, 0)
+
+    def __call__(self, step: int) -> float:
+        """Return the value after `step` fast steps."""
+        return min(math.sqrt(self.steps / (step + 1)), 1.0)
+
+
+@dataclass(frozen=True)
 class Warmup:
     """(k + 1) / steps times another value for the first `steps` fast steps: never 0, and 1 at step `steps` - 1.
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from dist_lookahead.schedule import Cosine, Linear, Piecewise, Schedule, Warmup
+from dist_lookahead.schedule import Cosine, InverseSqrt, Linear, Piecewise, Schedule, Warmup
 
 STEPS = 60
 
@@ -53,6 +53,13 @@ def test_decay_after_warmup_equals_torchs_schedulers_one_after_the_other() -> No
 def test_milestones_count_from_the_start_of_the_run_not_from_the_end_of_the_warmup() -> None:
     factor = Warmup(steps=4, then=Piecewise(values=(1.0, 0.5), boundaries=(6,)))
     assert [factor(step) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 0.5, 0.5]
+
+
+def test_the_inverse_square_root_behind_its_warmup_is_the_transformers_schedule() -> None:
+    """As its paper writes it: min(step^-1/2, step warmup^-3/2), counted from 1, over its maximum."""
+    warmup, factor = 8, Warmup(steps=8, then=InverseSqrt(steps=8))
+    theirs = [min(step**-0.5, step * warmup**-1.5) * warmup**0.5 for step in range(1, 100)]
+    assert [factor(step) for step in range(99)] == pytest.approx(theirs, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", [Cosine, Linear])

@@ -94,12 +94,43 @@ def test_without_shuffling_an_agent_keeps_its_sample_if_their_number_divides_tha
 ) -> None:
     """Agents that have data of their own rely on it."""
     everybody = [
-        BatchSampler(samples=samples, batch_size=1, rank=rank, agents=agents, seed=0, shuffled=False)
+        BatchSampler(samples=samples, batch_size=1, rank=rank, agents=agents, seed=0, order="in_turn")
         for rank in range(agents)
     ]
     steps = [[sampler.batch(step)[0] for sampler in everybody] for step in range(4)]
     assert list(chain.from_iterable(steps)) == [divmod(position, samples) for position in range(4 * agents)]
     assert all([index for _, index in keys] == [rank % samples for rank in range(agents)] for keys in steps) == keeps
+
+
+@pytest.mark.parametrize(("samples", "batch_size", "agents"), [(12, 2, 3), (13, 2, 2), (7, 1, 7), (5, 1, 1)])
+def test_each_row_of_a_stream_follows_on_the_one_before(samples: int, batch_size: int, agents: int) -> None:
+    """What a model remembers of a row would otherwise be of another text."""
+    samplers = [
+        BatchSampler(samples=samples, batch_size=batch_size, rank=rank, agents=agents, seed=0, order="streams")
+        for rank in range(agents)
+    ]
+    seen = []
+    for step in range(3 * samples):
+        now, later = ([key for s in samplers for key in s.batch(at)] for at in (step, step + 1))
+        assert later == [(epoch + (index + 1) // samples, (index + 1) % samples) for epoch, index in now]
+        seen += [index for _, index in now]
+    # Streams begin evenly spread, so that all together read each sample as often as any other.
+    assert [seen.count(index) for index in range(samples)] == [3 * batch_size * agents] * samples
+    epoch = seen[: samples // (batch_size * agents) * batch_size * agents]
+    assert len(set(epoch)) == len(epoch), "a sample is read twice before others are read once"
+
+
+def test_streams_go_on_where_a_run_was_stopped() -> None:
+    whole, rest = (
+        BatchSampler(samples=9, batch_size=2, rank=1, agents=2, seed=0, order="streams", start=start)
+        for start in (0, 5)
+    )
+    assert list(islice(whole, 5, 12)) == list(islice(rest, 7))
+
+
+def test_more_streams_than_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size=3 on 2 agents are 6 streams, more than the 5 samples"):
+        BatchSampler(samples=5, batch_size=3, rank=0, agents=2, seed=0, order="streams")
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,7 @@ def test_an_agent_keeps_its_kind() -> None:
     task, agents = two_kinds(), 4
     seen: list[Tensor] = []
     for rank in range(agents):
-        sampler = BatchSampler(
-            samples=task.samples, batch_size=1, rank=rank, agents=agents, seed=0, shuffled=task.shuffled
-        )
+        sampler = BatchSampler(samples=task.samples, batch_size=1, rank=rank, agents=agents, seed=0, order=task.order)
         for step in range(5):
             draws, curvature = task.train_batch(sampler.batch(step))
             assert torch.equal(curvature[0, 0], CURVATURE[rank % 2])

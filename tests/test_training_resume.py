@@ -58,6 +58,9 @@ def test_from_every_step_of_a_period(crash_at: int, tmp_path: Path, monkeypatch:
         pytest.param({"precision": "fp16"}, id="fp16 with loss scaling"),
         pytest.param({"precision": "bf16"}, id="bf16"),
         pytest.param(
+            {"precision": "fp16", "inner": {"name": "SGD", "lr": 0.05, "clip_norm": 0.1}}, id="clipped, in fp16"
+        ),
+        pytest.param(
             {
                 "agents": 2,
                 "inner": {"name": "AdamW", "lr": 0.003},

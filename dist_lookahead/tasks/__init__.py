@@ -4,6 +4,6 @@
 theory predicts; they need the `train` extra, this module torch alone.
 """
 
-from dist_lookahead.tasks.task import Batch, Key, Task
+from dist_lookahead.tasks.task import Batch, Key, Memory, Order, Remembering, Task
 
-__all__ = ["Batch", "Key", "Task"]
+__all__ = ["Batch", "Key", "Memory", "Order", "Remembering", "Task"]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dist_lookahead.tasks.task import Batch, Key
+from dist_lookahead.tasks.task import Batch, Key, Order
 
 
 class Repetitions(nn.Module):
@@ -95,9 +95,9 @@ class QuadraticTask:
         return 1
 
     @property
-    def shuffled(self) -> bool:
-        """Whether each epoch has an order of its own: never, each agent keeps its kind."""
-        return False
+    def order(self) -> Order:
+        """In turn: each agent keeps its kind."""
+        return "in_turn"
 
     @property
     def measures(self) -> tuple[str, ...]:

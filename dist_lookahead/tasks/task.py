@@ -1,7 +1,7 @@
 """The protocol between the trainer and what it trains."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -10,6 +10,25 @@ Batch = tuple[Tensor, ...]
 
 Key = tuple[int, int]
 """(epoch, index): what a training sample is drawn by; the index picks it, both together augment it."""
+
+Order = Literal["shuffled", "in_turn", "streams"]
+"""How an epoch's samples follow each other: anew at random, 0, 1, 2, .. dealt to the agents in turn, or in parallel
+streams: row b of an agent's batches reads one sample after its neighbour, for ever, so that a model may remember."""
+
+Memory = tuple[Tensor, ...]
+"""What a model remembers of the batches before, without a graph; the first dimension is the sample."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A model that carries something from each batch to the next, such as the hidden state of a recurrent network.
+
+    It is the agent's own, as the stream that it reads is: never averaged or exported, but kept in checkpoints. The
+    trainer lays it aside where the model meets other batches than those of its training.
+    """
+
+    memory: Memory
+    """() before the first batch."""
 
 
 class Task(Protocol):
@@ -34,8 +53,8 @@ class Task(Protocol):
         ...
 
     @property
-    def shuffled(self) -> bool:
-        """Whether each epoch has its training samples in an order of its own; else 0, 1, 2, .. in every epoch."""
+    def order(self) -> Order:
+        """How training samples follow each other."""
         ...
 
     @property

@@ -9,7 +9,7 @@ from torch.nn import functional
 from dist_lookahead.tasks.augment import sample_seed
 from dist_lookahead.tasks.datasets import image_facts, open_data
 from dist_lookahead.tasks.models import build_model, check_model
-from dist_lookahead.tasks.task import Batch, Key
+from dist_lookahead.tasks.task import Batch, Key, Order
 
 
 class VisionTask:
@@ -95,9 +95,9 @@ class VisionTask:
         return len(self._data.test)
 
     @property
-    def shuffled(self) -> bool:
-        """Whether each epoch has an order of its own: always."""
-        return True
+    def order(self) -> Order:
+        """Each epoch has an order of its own."""
+        return "shuffled"
 
     @property
     def measures(self) -> tuple[str, ...]:

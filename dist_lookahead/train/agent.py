@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.optimizer import DistributedLookahead
@@ -14,6 +15,7 @@ from dist_lookahead.train.config import Config
 from dist_lookahead.train.config_mesh import agreeing
 from dist_lookahead.train.data_parallel import AXIS, count_bytes, shared
 from dist_lookahead.train.dynamics import Dynamics
+from dist_lookahead.train.memory import memory_of, memory_restored, remember
 from dist_lookahead.train.random_state import RandomState, derive_seed
 from dist_lookahead.train.sampler import BatchSampler, evaluation_split, loader
 
@@ -79,7 +81,7 @@ class Agent:
             agents=self.communicator.size,
             seed=self.config.run.seed,
             start=step,
-            shuffled=self.task.shuffled,
+            order=self.task.order,
         )
         self._sampler = sampler
         self._batches = loader(self.task.train_batch, sampler, workers=feed.workers, pin_memory=feed.pin_memory)
@@ -112,6 +114,9 @@ class Agent:
 
     def update(self) -> None:
         """Step with the gradients that are there, and meet the others where a sync is due."""
+        if self.config.inner.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), self.config.inner.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -126,10 +131,12 @@ class Agent:
             agents=self.communicator.size,
         )
         self.model.eval()
-        for batch in loader(self.task.test_batch, split):
-            with self._precision():
-                sums = self.task.evaluate(self._forward, self._to_device(batch))
-            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
+        with memory_restored(self.model):
+            for batch in loader(self.task.test_batch, split):
+                remember(self.model, ())
+                with self._precision():
+                    sums = self.task.evaluate(self._forward, self._to_device(batch))
+                totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
         self.model.train()
         return totals
 
@@ -147,6 +154,7 @@ class Agent:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": self.random.state_dict(),
+            "memory": memory_of(self.model),
             "dynamics": self.dynamics.state_dict() if self.dynamics else {},
             "loss": [float(self.loss_sum), self.loss_steps],
         }
@@ -158,6 +166,7 @@ class Agent:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.random.load_state_dict(state["random"])
+        remember(self.model, tuple(tensor.to(self.device) for tensor in state["memory"]))
         if self.dynamics:
             self.dynamics.load_state_dict(state["dynamics"])
         loss_sum, self.loss_steps = state["loss"]
@@ -171,9 +180,8 @@ class Agent:
         """Compute gradients on the samples of the fast step to come, which this round was not trained on."""
         assert self._sampler is not None
         batch = self._to_device(self.task.train_batch(self._sampler.batch(step)))
-        with RandomState(
-            derive_seed(self.config.run.seed, "probe", self.communicator.rank, step), self.device
-        ).active():
+        random = RandomState(derive_seed(self.config.run.seed, "probe", self.communicator.rank, step), self.device)
+        with random.active(), memory_restored(self.model):
             with self._precision():
                 loss = self.task.loss(self._forward, batch)
             # Only the ratio of two sums of these gradients counts, so that a scale for half precision may stay.

@@ -19,7 +19,7 @@ UNFIT = {
     "Muon": "takes matrices only, and every model here has vectors too",
 }
 PARALLEL = ("none", "ddp")
-OWN = ("decay_norm_and_bias", "data_parallel")  # settings beside the optimizer's
+OWN = ("decay_norm_and_bias", "data_parallel", "clip_norm")  # settings beside the optimizer's
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     name: kind
     for name, kind in vars(torch.optim).items()
@@ -36,6 +36,8 @@ class Inner:
         options: arguments of its constructor, `lr` among them.
         decay_norm_and_bias: whether weight decay acts on vectors too (biases, BatchNorm's scale), as in torch.
         data_parallel: "ddp" averages gradients over the agents of a node in each fast step, "none" does not.
+        clip_norm: gradients longer than this are brought to this length before each fast step, > 0: on each agent its
+            own, over all parameters together; None for any length.
 
     Example:
         >>> inner = Inner.read({"name": "SGD", "lr": 0.1, "momentum": 0.9})
@@ -47,6 +49,7 @@ class Inner:
     options: Mapping[str, Any] = field(default_factory=dict)
     decay_norm_and_bias: bool = True
     data_parallel: str = "none"
+    clip_norm: float | None = None
 
     def build(self, params: Iterable[nn.Parameter]) -> Optimizer:
         """Construct the optimizer."""
@@ -61,7 +64,7 @@ class Inner:
     def plain(self) -> dict[str, Any]:
         """Return what `read` reads."""
         options = {key: list(value) if isinstance(value, tuple) else value for key, value in self.options.items()}
-        own = {"decay_norm_and_bias": self.decay_norm_and_bias, "data_parallel": self.data_parallel}
+        own = {name: getattr(self, name) for name in OWN}
         return {"name": self.name, **options, **own}
 
     @classmethod
@@ -77,7 +80,7 @@ class Inner:
             raise Faults([f"inner={shown(plain)} must have a name, such as SGD, and the arguments of that optimizer"])
         options: dict[Any, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
         name, decays = options.pop("name"), options.pop("decay_norm_and_bias", True)
-        parallel = options.pop("data_parallel", "none")
+        parallel, clip_norm = options.pop("data_parallel", "none"), options.pop("clip_norm", None)
         if not isinstance(name, str) or name not in OPTIMIZERS or name in UNFIT:
             raise Faults([_unfit(name)])
         faults = list(_option_faults(name, options))
@@ -85,9 +88,13 @@ class Inner:
             faults.append(f"inner.decay_norm_and_bias={shown(decays)} must be true or false")
         if parallel not in PARALLEL:
             faults.append(f"inner.data_parallel={shown(parallel)} {is_unknown(parallel, PARALLEL)}")
+        if not (clip_norm is None or (_fits(clip_norm, float) and clip_norm > 0)):
+            faults.append(
+                f"inner.clip_norm={shown(clip_norm)} must be a number above 0, or null for gradients as they are"
+            )
         if faults:
             raise Faults(faults)
-        inner = cls(name=name, options=options, decay_norm_and_bias=decays, data_parallel=parallel)
+        inner = cls(name=name, options=options, decay_norm_and_bias=decays, data_parallel=parallel, clip_norm=clip_norm)
         inner._try_out()
         return inner
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dist_lookahead.schedule import Cosine, Linear, Piecewise, Scheduled, Warmup
+from dist_lookahead.schedule import Cosine, InverseSqrt, Linear, Piecewise, Scheduled, Warmup
 from dist_lookahead.train.config_faults import Faults
 from dist_lookahead.train.config_length import RunLength, Unit
 from dist_lookahead.train.config_sections import Section, as_tuple
@@ -106,4 +106,22 @@ class LinearRate(_WarmedUp):
         return Linear(start=1.0, stop=self.floor, steps=length.total - warmup, begin=warmup)
 
 
-LrSchedule = Annotated[ConstantRate | MultistepRate | CosineRate | LinearRate, Field(discriminator="name")]
+class InverseSqrtRate(_WarmedUp):
+    """The rate falls as one over the square root of the fast step, after a linear warm-up to its largest value."""
+
+    name: Literal["inverse_sqrt"]
+    """sqrt(warmup / step) from the end of the warm-up on: the schedule of the first Transformer."""
+
+    def _after(self, warmup: int, length: RunLength) -> Scheduled:
+        return InverseSqrt(steps=warmup)
+
+    @model_validator(mode="after")
+    def _has_a_warmup(self) -> "InverseSqrtRate":
+        if self.warmup == 0:
+            raise Faults(["lr_schedule.warmup is missing: inverse_sqrt falls from its end on; 4000 steps are common"])
+        return self
+
+
+LrSchedule = Annotated[
+    ConstantRate | MultistepRate | CosineRate | LinearRate | InverseSqrtRate, Field(discriminator="name")
+]

@@ -8,6 +8,11 @@ So the agents' shards never overlap, every sample of an epoch is seen exactly on
 sizes are (a batch may straddle two epochs), and all agents have the same number of steps: none waits in a
 collective for another one that has run out of data. Nothing is remembered between steps, hence resuming is
 `start=k`.
+
+Where a model remembers, as on text, each row of each batch is a stream of its own: S = n B of them begin evenly
+spread over the m samples, stream s at sample floor(s m / S), and each goes on by one sample at every fast step,
+round and round. What it has read when it comes to a sample is, but for its own beginning, the samples before.
+In m / S fast steps all streams together have come once through the data (to within one sample for each stream).
 """
 
 import hashlib
@@ -23,12 +28,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dist_lookahead.tasks.task import Batch, Key, Order
 from dist_lookahead.train.signals import reset_in_worker
-
-Key = tuple[int, int]
-"""(epoch, index): from it and the seed a task derives the sample and its random augmentation."""
-
-Batch = tuple[Tensor, ...]
 
 K = TypeVar("K")  # a training key, or the index of a test sample
 
@@ -44,11 +45,11 @@ class BatchSampler:
         agents: number of agents (n), at least 1.
         seed: the same on all agents; any integer.
         start: the fast step at which iteration begins, at least 0.
-        shuffled: permute each epoch; else its samples come as 0, 1, 2, .., so that agent r always reads r, if
-            `samples` is `agents` and the batch size is 1.
+        order: "shuffled" permutes each epoch. "in_turn" leaves it as 0, 1, 2, .., so that agent r always reads r, if
+            `samples` is `agents` and the batch size is 1. "streams": row b of each batch is one stream.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range, or there are more streams than samples.
 
     Example:
         >>> a, b = (BatchSampler(samples=5, batch_size=2, rank=rank, agents=2, seed=0) for rank in range(2))
@@ -62,31 +63,44 @@ class BatchSampler:
     agents: int
     seed: int
     start: int = 0
-    shuffled: bool = True
+    order: Order = "shuffled"
 
     def __post_init__(self) -> None:
         _check_split(self.samples, self.batch_size, self.rank, self.agents)
         if self.start < 0:
             raise ValueError(f"start must be a fast step, 0 or later; got {self.start}")
+        if self.order == "streams" and self._streams > self.samples:
+            raise ValueError(
+                f"batch_size={self.batch_size} on {self.agents} agents are {self._streams} streams, more than the "
+                f"{self.samples} samples that they would read one after the other: use a smaller batch_size"
+            )
 
     def __iter__(self) -> Iterator[list[Key]]:
         return map(self.batch, count(self.start))
 
     def batch(self, step: int) -> list[Key]:
         """Return the keys that this agent reads at fast step `step`."""
+        if self.order == "streams":
+            first = self.rank * self.batch_size
+            begins = (s * self.samples // self._streams for s in range(first, first + self.batch_size))
+            return [divmod(begin + step, self.samples) for begin in begins]
         position = (step * self.agents + self.rank) * self.batch_size
         end = position + self.batch_size
         keys: list[Key] = []
         while position < end:
             epoch, offset = divmod(position, self.samples)
-            indices = self._order(epoch, slice(offset, min(offset + end - position, self.samples)))
+            indices = self._indices(epoch, slice(offset, min(offset + end - position, self.samples)))
             keys += [(epoch, index) for index in indices]
             position += len(indices)
         return keys
 
-    def _order(self, epoch: int, part: slice) -> list[int]:
+    @property
+    def _streams(self) -> int:
+        return self.agents * self.batch_size
+
+    def _indices(self, epoch: int, part: slice) -> list[int]:
         """Return a part of an epoch's samples in their order."""
-        if not self.shuffled:
+        if self.order == "in_turn":
             return list(range(part.start, part.stop))
         return _permutation(self.samples, self.seed, epoch)[part].tolist()
 

@@ -12,7 +12,7 @@ from dist_lookahead.train.config_levels import RECIPES
 
 # Sections whose settings are the arguments of a class or function of the reader's choice.
 OPEN = {
-    "inner": "{name: SGD, lr: 0.1}  # any optimizer of torch.optim, with its own arguments",
+    "inner": "{name: SGD, lr: 0.1}  # any optimizer of torch.optim, with its own arguments; clip_norm clips gradients",
     "levels": f"{{recipe: slowmo, tau: 12}}  # or a list of levels; recipes: {', '.join(RECIPES)}",
 }
 
