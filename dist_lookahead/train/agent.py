@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,7 +54,14 @@ class Agent:
         self._forward = shared(self._compiled(), communicator) if self.shares_gradients else self._compiled()
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._batches: Iterator[Batch] | None = None
-        self._sampler: BatchSampler | None = None
+        self._sampler = BatchSampler(
+            samples=task.samples,
+            batch_size=config.feed.batch_size,
+            rank=communicator.rank,
+            agents=communicator.size,
+            seed=config.run.seed,
+            order=task.order,
+        )
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.loss_steps = 0
@@ -73,18 +81,8 @@ class Agent:
         self.step = step
         if step == 0 and self.dynamics:
             self.dynamics.begin(self.optimizer.stack.buckets)
-        feed = self.config.feed
-        sampler = BatchSampler(
-            samples=self.task.samples,
-            batch_size=feed.batch_size,
-            rank=self.communicator.rank,
-            agents=self.communicator.size,
-            seed=self.config.run.seed,
-            start=step,
-            order=self.task.order,
-        )
-        self._sampler = sampler
-        self._batches = loader(self.task.train_batch, sampler, workers=feed.workers, pin_memory=feed.pin_memory)
+        feed, batches = self.config.feed, replace(self._sampler, start=step)
+        self._batches = loader(self.task.train_batch, batches, workers=feed.workers, pin_memory=feed.pin_memory)
 
     def end(self) -> None:
         """Let go of the data: its worker processes end with the iterator, and must not outlive the training."""
@@ -178,7 +176,6 @@ class Agent:
 
     def _probe(self, step: int) -> None:
         """Compute gradients on the samples of the fast step to come, which this round was not trained on."""
-        assert self._sampler is not None
         batch = self._to_device(self.task.train_batch(self._sampler.batch(step)))
         random = RandomState(derive_seed(self.config.run.seed, "probe", self.communicator.rank, step), self.device)
         with random.active(), memory_restored(self.model):

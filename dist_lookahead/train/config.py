@@ -3,7 +3,8 @@
     config = load_config("configs/digits/slowmo.yaml", ["levels.tau=24"])
 
 The sections and the meaning of each setting are in `config_sections.py`, `config_inner.py`, `config_lr.py`,
-`config_levels.py` and `config_quadratic.py`; each field has its docstring. `config_tasks.py` says which task has which.
+`config_levels.py` and those of the tasks, such as `config_language.py`; each field has its docstring.
+`config_tasks.py` says which task has which.
 """
 
 import inspect
@@ -30,6 +31,7 @@ from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.config_faults import ConfigError, Faults, faults_of
 from dist_lookahead.train.config_file import override, read_yaml, write_yaml
 from dist_lookahead.train.config_inner import Inner
+from dist_lookahead.train.config_language import Corpus, LanguageModel
 from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import ConstantRate, LrSchedule
@@ -70,13 +72,17 @@ class Config(Section):
     mesh: Annotated[Mesh | None, PlainValidator(read_mesh), PlainSerializer(write_mesh)] = None
     """Axes of the agents by size, such as {node: 2, local: 4}; null for torchrun's nodes and processes on each."""
     task: Annotated[str, one_of(TASKS)] = "vision"
-    """What kind of thing is learnt: vision (image classification) or quadratic (noisy quadratics)."""
+    """What kind of thing is learnt: vision (image classification), language, or quadratic (noisy quadratics)."""
     data: Data | None = None
     """What is trained on; for vision only."""
     model: ModelChoice | None = None
     """What is trained; for vision only."""
     quadratic: Quadratic | None = None
     """The noisy quadratics; for quadratic only."""
+    corpus: Corpus | None = None
+    """The text that is learnt; for language only."""
+    language_model: LanguageModel | None = None
+    """What learns it; for language only."""
     inner: Annotated[Inner, PlainValidator(Inner.read), PlainSerializer(Inner.plain)]
     """The fast optimizer."""
     lr_schedule: LrSchedule = ConstantRate()

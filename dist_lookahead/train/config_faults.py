@@ -89,8 +89,9 @@ def _names_of_variant(model: type[BaseModel]) -> tuple[object, ...]:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    candidates = get_args(annotation) or (annotation,)
-    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 MUST_BE = {

@@ -18,6 +18,7 @@ from dist_lookahead.schedule import Schedule
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS, build_model
 from dist_lookahead.train.config_inner import Inner
+from dist_lookahead.train.config_language import LANGUAGE_PAIRS
 from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
@@ -174,4 +175,5 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _weights,
     _images_have_an_order,
     *QUADRATIC_PAIRS,
+    *LANGUAGE_PAIRS,
 )

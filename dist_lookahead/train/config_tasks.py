@@ -8,9 +8,11 @@ import inspect
 from collections.abc import Callable
 from typing import Protocol
 
+from dist_lookahead.tasks.language import LanguageTask
 from dist_lookahead.tasks.quadratic import QuadraticTask
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.tasks.vision import VisionTask
+from dist_lookahead.train.config_language import Corpus, LanguageModel
 from dist_lookahead.train.config_quadratic import Quadratic
 from dist_lookahead.train.config_sections import Data, ModelChoice, Run
 
@@ -72,7 +74,21 @@ def quadratic(run: Run, quadratic: Quadratic) -> Task:
     )
 
 
-TASKS: dict[str, Callable[..., Task]] = {"vision": vision, "quadratic": quadratic}
+def language(run: Run, corpus: Corpus, language_model: LanguageModel) -> Task:
+    """Language modelling."""
+    return LanguageTask(
+        language_model.network(),
+        corpus=corpus.name,
+        path=corpus.path,
+        unit=corpus.unit,
+        vocabulary_size=corpus.vocabulary_size,
+        window=corpus.window,
+        held_out=corpus.held_out,
+        test_streams=corpus.test_streams,
+    )
+
+
+TASKS: dict[str, Callable[..., Task]] = {"vision": vision, "quadratic": quadratic, "language": language}
 
 
 def sections_of(task: str) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ FREE = (  # settings that may differ when a run goes on: they do not change what
     "run.epochs",
     "run.steps",
     "data.path",
+    "corpus.path",
     "data.download",
     "data.workers",
     "data.pin_memory",

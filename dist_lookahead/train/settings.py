@@ -26,7 +26,7 @@ def settings() -> Iterator[str]:
     """
     for name, field in Config.model_fields.items():
         yield f"# {field.description}"
-        sections = list(_sections(field))
+        sections = list(_sections(field.annotation))
         if not sections:
             choices = _choices(field)
             yield f"{name}: {OPEN.get(name) or _value(field)}" + (f"  #{choices}" if choices else "")
@@ -41,18 +41,19 @@ def settings() -> Iterator[str]:
 def _lines(section: type[BaseModel], indent: str) -> Iterator[str]:
     """The settings of a section, those of a section inside it below its name."""
     for name, field in section.model_fields.items():
-        inside = list(_sections(field))
+        inside = list(_sections(field.annotation))
         value = "" if inside else f" {_value(field)}"
         yield f"{indent}{name}:{value}  # {field.description}{_choices(field)}"
         for inner in inside:
             yield from _lines(inner, f"{indent}  ")
 
 
-def _sections(field: FieldInfo) -> Iterator[type[BaseModel]]:
-    """The section of a field, or those that it may be one of."""
-    for kind in (field.annotation, *get_args(field.annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield kind
+def _sections(kind: Any) -> Iterator[type[BaseModel]]:
+    """The section that a field is, or those that it may be one of."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for part in get_args(kind):
+        yield from _sections(part)
 
 
 def _choices(field: FieldInfo) -> str:
