@@ -1,7 +1,8 @@
 """Tasks: what is trained on what. The trainer knows a task only by the protocol `Task`.
 
-`dist_lookahead.tasks.vision` holds image classification, `dist_lookahead.tasks.quadratic` the noisy quadratics that
-theory predicts; they need the `train` extra, this module torch alone.
+`dist_lookahead.tasks.vision` holds image classification, `dist_lookahead.tasks.language` language modelling,
+`dist_lookahead.tasks.translation` translation, `dist_lookahead.tasks.quadratic` the noisy quadratics that theory
+predicts; they need the `train` extra, translation `text`, this module torch alone.
 """
 
 from dist_lookahead.tasks.task import Batch, Key, Memory, Order, Remembering, Task

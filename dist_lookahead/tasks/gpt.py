@@ -21,6 +21,7 @@ class TransformerLanguageModel(nn.Module):
         ValueError: the width is odd, or not a multiple of `heads`.
 
     Example:
+        >>> import torch
         >>> model = TransformerLanguageModel(10, width=8, heads=2, layers=1)
         >>> model(torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, dtype=torch.bool))[0].shape
         torch.Size([3, 5, 10])

@@ -52,6 +52,7 @@ from dist_lookahead.train.config_sections import (
     one_of,
 )
 from dist_lookahead.train.config_tasks import SECTIONS, TASKS, Feed, sections_of
+from dist_lookahead.train.config_translation import ParallelCorpus, TranslatorChoice
 
 __all__ = ["Config", "ConfigError", "load_config", "parse_config"]
 
@@ -72,7 +73,7 @@ class Config(Section):
     mesh: Annotated[Mesh | None, PlainValidator(read_mesh), PlainSerializer(write_mesh)] = None
     """Axes of the agents by size, such as {node: 2, local: 4}; null for torchrun's nodes and processes on each."""
     task: Annotated[str, one_of(TASKS)] = "vision"
-    """What kind of thing is learnt: vision (image classification), language, or quadratic (noisy quadratics)."""
+    """What kind of thing is learnt: vision (of images), language, translation, or quadratic (noisy quadratics)."""
     data: Data | None = None
     """What is trained on; for vision only."""
     model: ModelChoice | None = None
@@ -83,6 +84,10 @@ class Config(Section):
     """The text that is learnt; for language only."""
     language_model: LanguageModel | None = None
     """What learns it; for language only."""
+    parallel_corpus: ParallelCorpus | None = None
+    """The sentence pairs; for translation only."""
+    translator: TranslatorChoice | None = None
+    """What learns to translate them; for translation only."""
     inner: Annotated[Inner, PlainValidator(Inner.read), PlainSerializer(Inner.plain)]
     """The fast optimizer."""
     lr_schedule: LrSchedule = ConstantRate()

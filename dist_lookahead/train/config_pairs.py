@@ -26,6 +26,7 @@ from dist_lookahead.train.config_mesh import agreeing, sharing_faults, write_mes
 from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
 from dist_lookahead.train.config_sections import Data, Evaluation, ModelChoice, Performance, Precision, Run, Sync
 from dist_lookahead.train.config_tasks import Feed
+from dist_lookahead.train.config_translation import TRANSLATION_PAIRS
 
 
 def run_length(run: Run, feed: Feed, *, samples: int, agents: int) -> RunLength:
@@ -176,4 +177,5 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _images_have_an_order,
     *QUADRATIC_PAIRS,
     *LANGUAGE_PAIRS,
+    *TRANSLATION_PAIRS,
 )

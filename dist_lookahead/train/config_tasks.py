@@ -11,10 +11,12 @@ from typing import Protocol
 from dist_lookahead.tasks.language import LanguageTask
 from dist_lookahead.tasks.quadratic import QuadraticTask
 from dist_lookahead.tasks.task import Task
+from dist_lookahead.tasks.translation import TranslationTask
 from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.config_language import Corpus, LanguageModel
 from dist_lookahead.train.config_quadratic import Quadratic
 from dist_lookahead.train.config_sections import Data, ModelChoice, Run
+from dist_lookahead.train.config_translation import ParallelCorpus, TranslatorChoice
 
 
 class Feed(Protocol):
@@ -88,7 +90,29 @@ def language(run: Run, corpus: Corpus, language_model: LanguageModel) -> Task:
     )
 
 
-TASKS: dict[str, Callable[..., Task]] = {"vision": vision, "quadratic": quadratic, "language": language}
+def translation(run: Run, parallel_corpus: ParallelCorpus, translator: TranslatorChoice) -> Task:
+    """Translation."""
+    return TranslationTask(
+        translator.network(),
+        corpus=parallel_corpus.name,
+        path=parallel_corpus.path,
+        source=parallel_corpus.source,
+        target=parallel_corpus.target,
+        vocabulary_size=parallel_corpus.vocabulary_size,
+        longest=parallel_corpus.longest,
+        label_smoothing=parallel_corpus.label_smoothing,
+        held_out=parallel_corpus.held_out,
+        beam=translator.beam,
+        length_penalty=translator.length_penalty,
+    )
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "vision": vision,
+    "quadratic": quadratic,
+    "language": language,
+    "translation": translation,
+}
 
 
 def sections_of(task: str) -> tuple[str, ...]:
