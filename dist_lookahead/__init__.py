@@ -14,6 +14,7 @@ from dist_lookahead.comm.topology import (
     StaticExponential,
 )
 from dist_lookahead.failure import SyncError
+from dist_lookahead.fragments import Named, Part, Whole
 from dist_lookahead.level import Every, Level
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.move import Copy, Pull
@@ -32,6 +33,7 @@ from dist_lookahead.recipes import (
     slowmo,
     slowmo_over,
     snoo,
+    streaming_diloco,
 )
 from dist_lookahead.schedule import Cosine, Linear, Piecewise, Warmup
 from dist_lookahead.stack import LevelStack
@@ -54,8 +56,10 @@ __all__ = [
     "LevelStack",
     "Linear",
     "Mesh",
+    "Named",
     "OnePeerExponential",
     "Optimal",
+    "Part",
     "Piecewise",
     "Pull",
     "Quantised",
@@ -64,6 +68,7 @@ __all__ = [
     "SyncError",
     "TopK",
     "Warmup",
+    "Whole",
     "bmuf",
     "diloco",
     "distributed_lookahead",
@@ -77,4 +82,5 @@ __all__ = [
     "slowmo",
     "slowmo_over",
     "snoo",
+    "streaming_diloco",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dist_lookahead.alike import alike_after
+from dist_lookahead.alike import likeness
 from dist_lookahead.averaging.mixer import Memory, Mixer
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Pending
@@ -14,7 +14,7 @@ from dist_lookahead.level import Level
 from dist_lookahead.move import slow_step
 
 
-@dataclass
+@dataclass(eq=False)
 class BoundLevel:
     """A level with its state.
 
@@ -55,6 +55,10 @@ class BoundLevel:
         """Return the elements of a bucket whose slow state is kept here."""
         return self.mixer.owned(bucket.fast.numel())
 
+    def shares(self, other: "BoundLevel") -> bool:
+        """Return whether both levels act on some weight."""
+        return any(bucket in other.buckets for bucket in self.buckets)
+
     def adopt(self, bucket: Bucket) -> None:
         """Take in a bucket; its slow state starts from its present weights."""
         self.buckets.append(bucket)
@@ -74,15 +78,15 @@ class BoundLevel:
 
     def follow(self, buckets: Sequence[Bucket]) -> None:
         """Take the present weights of some buckets as slow weights, where they belong to the level."""
-        followed = set(map(id, buckets))
         for slow, bucket in zip(self.slow, self.buckets, strict=False):
-            if id(bucket) in followed:
+            if bucket in buckets:
                 slow.copy_(bucket.fast[self.owned(bucket)])
 
-    def reset_momentum(self) -> None:
-        """Forget the slow momentum."""
-        for momentum in self.momentum:
-            momentum.zero_()
+    def reset_momentum(self, buckets: Sequence[Bucket]) -> None:
+        """Forget the slow momentum of some buckets, where they belong to the level."""
+        for momentum, bucket in zip(self.momentum, self.buckets, strict=False):
+            if bucket in buckets:
+                momentum.zero_()
 
     def collect(self, fast: Sequence[Tensor]) -> Pending:
         """Sum the fast weights over the agents.
@@ -145,7 +149,10 @@ class BoundLevel:
 
 
 def bind_levels(
-    levels: Sequence[Level], communicator: Communicator, data_parallel: str | None = None
+    levels: Sequence[Level],
+    communicator: Communicator,
+    data_parallel: str | None = None,
+    cells: Sequence[Sequence[int]] = (),
 ) -> Iterator[BoundLevel]:
     """Bind each level: it fires on the result of the one below, which leaves some agents alike and others not.
 
@@ -153,13 +160,15 @@ def bind_levels(
         levels: innermost first.
         communicator: this agent's end of all agents.
         data_parallel: axis along which agents share their gradients, and so their weights.
+        cells: the levels that act on the same parameters, innermost first; by default those that there can be.
 
     Raises:
         ValueError: for a level that splits its slow weights over agents that do not hold the same.
     """
     mesh = communicator.mesh
-    below = mesh.axes(data_parallel) if data_parallel else ()
-    for index, (level, alike) in enumerate(zip(levels, alike_after(levels, mesh, below), strict=True)):
+    shared = mesh.axes(data_parallel) if data_parallel else ()
+    for index, (level, agents) in enumerate(zip(levels, likeness(levels, mesh, shared, cells), strict=True)):
+        below, alike = agents.before, agents.after
         mixer = level.mix.bind(communicator, below)
         group = mixer.group
         everybody = len(mesh.group(alike, communicator.rank)) == communicator.size
@@ -171,4 +180,3 @@ def bind_levels(
             )
         agreeing = group and set(group.members) <= set(mesh.group(alike, communicator.rank))
         yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, level.when.after(0))
-        below = alike

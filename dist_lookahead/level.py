@@ -21,16 +21,19 @@ Known methods are points in this product:
 
 Levels are pure descriptions: frozen, without tensors, comparable, written to YAML and back (`notation.py`).
 `LevelStack` binds them to tensors and a communicator.
+
+A level acts on all parameters, or on some of them (`fragments.py`): streaming DiLoCo is one level for each part of the
+parameters, all with the same tau and each with a phase of its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
+from dist_lookahead.fragments import WHOLE, Params, surely_share
 from dist_lookahead.move import Copy, Move
 from dist_lookahead.schedule import Scheduled, check_scheduled, value_at
 
@@ -38,34 +41,41 @@ Mix = Alone | Exact | Gossip
 FastBuffers = Literal["keep", "reset", "average"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Every:
     """Fire after every tau fast steps: the first time after exactly tau steps, never before the first step.
 
     Args:
         tau: fast steps from one sync to the next, >= 1; a whole number or a schedule of the fast step, which is
             asked at each sync for the length of the round that begins there.
+        phase: fire after the fast steps k with k mod tau = phase instead, 0 <= phase < tau: levels over different
+            parts of the parameters then have their syncs at different times. With a constant tau only.
 
     Example:
-        >>> Every(12).after(24)
-        36
+        >>> Every(12).after(24), Every(12, phase=5).after(0), Every(12, phase=5).after(5)
+        (36, 5, 17)
     """
 
     tau: Scheduled
+    phase: int = 0
 
     def __post_init__(self) -> None:
         check_scheduled("Every.tau", self.tau)
         if isinstance(self.tau, int | float):
             _check_tau(self.tau)
+        _check_phase(self.phase, self.tau)
 
     def after(self, step: int) -> int:
         """Return the fast step at which the round that begins after `step` ends."""
         tau = value_at(self.tau, step)
         _check_tau(tau)
-        return step + int(tau)
+        return step + ((self.phase - step - 1) % int(tau) + 1 if self.phase else int(tau))
+
+    def __repr__(self) -> str:
+        return _concise(self, always=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Level:
     """One level of a stack: when it fires, with whom it averages, how its slow weights move.
 
@@ -76,6 +86,7 @@ class Level:
         fast_buffers: what becomes of what lies below when the level fires. The fast optimizer's buffers (momentum,
             Adam's moments) are kept as they are, reset to those of a new optimizer, or averaged over the level's
             agents. The slow momentum of lower levels is reset with "reset" and kept otherwise.
+        params: over which parameters the level acts: `Whole()`, `Part(index, of)` or `Named(patterns)`.
 
     Raises:
         ValueError: for a setting without effect.
@@ -93,6 +104,7 @@ class Level:
     mix: Mix
     move: Move
     fast_buffers: FastBuffers = "keep"
+    params: Params = WHOLE
 
     def __post_init__(self) -> None:
         if self.fast_buffers not in get_args(FastBuffers):
@@ -102,13 +114,21 @@ class Level:
         if fault := _fault(self.mix, self.move, self.fast_buffers):
             raise ValueError(fault)
 
+    def __repr__(self) -> str:
+        return _concise(self, always=3)
 
-def check_levels(levels: Sequence[Level]) -> tuple[Level, ...]:
+
+def check_levels(levels: Sequence[Level], cells: Sequence[Sequence[int]] = ()) -> tuple[Level, ...]:
     """Return the levels as a stack, or refuse it.
+
+    Args:
+        levels: innermost first.
+        cells: the levels that act together on some parameter, where that is known; else what is sure is looked at.
 
     Raises:
         ValueError: without levels, or where a tau is not a multiple of the tau below it: the result of the level
-            below is what a level averages, so it must have just fired.
+            below is what a level averages, so it must have just fired. That holds between levels that act on a
+            common parameter.
 
     Example:
         >>> from dist_lookahead import Alone, Pull
@@ -122,14 +142,28 @@ def check_levels(levels: Sequence[Level]) -> tuple[Level, ...]:
     for index, level in enumerate(levels):
         if not isinstance(level, Level):
             raise ValueError(f"levels[{index}]={level!r} is not a Level: give Level(when, mix, move) or a recipe")
-    for index, (below, level) in enumerate(pairwise(levels), start=1):
-        lower, upper = below.when.tau, level.when.tau
-        if isinstance(lower, int | float) and isinstance(upper, int | float) and upper % lower:
-            allowed = int(-(-upper // lower) * lower)
-            raise ValueError(
-                f"levels[{index}].tau={upper} must be a multiple of levels[{index - 1}].tau={lower}: use {allowed}"
-            )
+    for index, level in enumerate(levels):
+        for below in reversed(range(index)):
+            together = any({index, below} <= set(cell) for cell in cells)
+            if together or surely_share(levels[below].params, level.params):
+                _check_pair(levels, below, index)
     return tuple(levels)
+
+
+def _check_pair(levels: Sequence[Level], below: int, above: int) -> None:
+    lower, upper = levels[below].when, levels[above].when
+    if not isinstance(lower.tau, int | float) or not isinstance(upper.tau, int | float):
+        return
+    if upper.tau % lower.tau:
+        allowed = int(-(-upper.tau // lower.tau) * lower.tau)
+        raise ValueError(
+            f"levels[{above}].tau={upper.tau} must be a multiple of levels[{below}].tau={lower.tau}: use {allowed}"
+        )
+    if (upper.phase - lower.phase) % lower.tau:
+        raise ValueError(
+            f"levels[{above}].phase={upper.phase} must be levels[{below}].phase={lower.phase} plus a multiple of "
+            f"levels[{below}].tau={lower.tau}: a level fires on the result of the one below"
+        )
 
 
 def _fault(mix: Mix, move: Move, fast_buffers: FastBuffers) -> str | None:
@@ -154,3 +188,20 @@ def _fault(mix: Mix, move: Move, fast_buffers: FastBuffers) -> str | None:
 def _check_tau(tau: float) -> None:
     if tau != int(tau) or tau < 1:
         raise ValueError(f"Every.tau={tau} must be a whole number of fast steps, at least 1")
+
+
+def _check_phase(phase: int, tau: Scheduled) -> None:
+    if phase and not isinstance(tau, int | float):
+        raise ValueError(f"Every.phase={phase} needs a constant tau, and tau={tau} changes: leave phase out")
+    if isinstance(tau, int | float) and (phase != int(phase) or not 0 <= phase < tau):
+        raise ValueError(f"Every.phase={phase} must be a whole number of fast steps, 0 <= phase < tau={tau}")
+
+
+def _concise(description: Any, always: int) -> str:
+    """Write a description with its first fields, and those others that are not at their defaults."""
+    shown = [
+        f"{field.name}={getattr(description, field.name)!r}"
+        for place, field in enumerate(fields(description))
+        if place < always or getattr(description, field.name) != field.default
+    ]
+    return f"{type(description).__name__}({', '.join(shown)})"

@@ -22,6 +22,7 @@ from dist_lookahead.comm.topology import (
     Ring,
     StaticExponential,
 )
+from dist_lookahead.fragments import Named, Part, Whole
 from dist_lookahead.level import Every, Level
 from dist_lookahead.move import Copy, Pull
 from dist_lookahead.optimal import Optimal
@@ -40,6 +41,7 @@ NAMES: dict[str, type] = {
         *(Level, Every, *MIXES, Copy, Pull, Optimal),
         *(Piecewise, Linear, Cosine, Warmup),
         *(Cast, Quantised, TopK),
+        *(Whole, Part, Named),
         *TOPOLOGIES,
     )
 }

@@ -71,13 +71,15 @@ class LevelStack:
         self.observer: Observer | None = None
         self.mail = Mail(communicator.rank, communicator.size)
         self._near = communicator.axis(data_parallel) if data_parallel else None
-        self.bound = list(bind_levels(levels, communicator, data_parallel))
+        self.bound: list[BoundLevel] = []
+        self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
+        cells = self.inventory.cells(levels)
+        self.bound += bind_levels(check_levels(levels, cells), communicator, data_parallel, cells)
         self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
         self.model_buffers = ModelBuffers(model)
         self.line_search = LineSearch(levels, probe, model)
         self._follows_lr = any(level.move.follow_lr for level in levels)
         self._rates: list[Any] = []
-        self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
         communicator.run(self._open())
 
     @property
@@ -89,6 +91,16 @@ class LevelStack:
     def buckets(self) -> list[Bucket]:
         """The weights of all levels."""
         return self.inventory.buckets
+
+    @property
+    def next_due(self) -> int:
+        """The fast step before which no level fires."""
+        return min(bound.due for bound in self.bound)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all levels have fired after the last fast step."""
+        return all(bound.last == self.clock for bound in self.bound)
 
     @property
     def rates(self) -> list[float | None]:
@@ -104,8 +116,8 @@ class LevelStack:
     def end_step(self) -> None:
         """After a fast step: fire the levels that are due."""
         self.clock += 1
-        if self.clock >= self.bound[0].due:
-            self.communicator.run(self._sync(self._due()))
+        if self.clock >= self.next_due and (due := self._due()):
+            self.communicator.run(self._sync(due))
 
     def flush(self) -> None:
         """Fire every level that has not fired after the last fast step; its next sync stays where it was due."""
@@ -119,12 +131,12 @@ class LevelStack:
         self.mail.outgoing["flag"] = value
 
     def _due(self) -> list[BoundLevel]:
-        """The levels that fire now: a level can only fire on the result of the one below."""
-        due = []
+        """The levels that fire now: a level can only fire on the result of those below that share its weights."""
+        due: list[BoundLevel] = []
         for bound in self.bound:
-            if self.clock < bound.due:
-                break
-            due.append(bound)
+            below = [lower for lower in self.bound[: bound.index] if lower not in due]
+            if self.clock >= bound.due and not any(lower.shares(bound) for lower in below):
+                due.append(bound)
         return due
 
     def _sync(self, due: Sequence[BoundLevel]) -> Pending:
@@ -132,7 +144,8 @@ class LevelStack:
         joining = self.inventory.joining()
         self.mail.outgoing["joining"] = fingerprint("\n".join(describe(joining)))
         self.flags = (0,) * self.communicator.size
-        self.inventory.gather()
+        buckets = self.inventory.of(due)
+        self.inventory.gather(buckets)
         yield from self._check_shared_gradients(due)
         for bound in due:
             try:
@@ -143,7 +156,7 @@ class LevelStack:
             except Exception:  # agents that differ, where all of them come here; or a probe that fails
                 self._fall_back(bound)
                 raise
-        self.inventory.scatter()
+        self.inventory.scatter(buckets)
         yield from self.inventory.join(joining, due)
 
     def _fire(self, bound: BoundLevel) -> Pending:
@@ -177,9 +190,9 @@ class LevelStack:
         for lower in self.bound[: bound.index]:
             lower.follow(bound.buckets)
             if choice == "reset":
-                lower.reset_momentum()
+                lower.reset_momentum(bound.buckets)
         if choice == "reset":
-            self.fast_buffers.reset()
+            self.fast_buffers.reset([bucket for bucket in self.buckets if bucket not in bound.buckets])
         elif choice == "average" and bound.mixer.group:
             yield from self.fast_buffers.average(bound.mixer.group, bound.buckets)
 
@@ -259,6 +272,7 @@ class LevelStack:
             "clock": self.clock,
             "rates": self.rates,
             "parameters": self.inventory.names,
+            "covers": self.inventory.covers,
             "levels": slow_state.save(self.bound),
             "buffers": dict(self.model_buffers.slow),
         }
@@ -272,7 +286,8 @@ class LevelStack:
         if state_dict.get("format") != FORMAT:
             raise ValueError(f"state of format {state_dict.get('format')!r}; this version reads format {FORMAT}")
         slow_state.require_levels(self.bound, state_dict["levels"])
-        self.inventory.restore(state_dict["parameters"])
+        everywhere = [list(range(len(self.bound)))] * len(state_dict["parameters"])  # before there were fragments
+        self.inventory.restore(state_dict["parameters"], state_dict.get("covers", everywhere))
         slow_state.load(self.bound, state_dict["levels"])
         self.clock, self._rates = state_dict["clock"], list(state_dict["rates"])
         self.model_buffers.slow = {name: tensor.clone() for name, tensor in state_dict["buffers"].items()}

@@ -194,6 +194,25 @@ def diloco(problem: Problem, h: int, alpha: float, beta: float) -> Trajectory:
         yield now(agents)
 
 
+def streaming_diloco(problem: Problem, h: int, fragments: Sequence[slice], alpha: float, beta: float) -> Trajectory:
+    """arXiv 2501.18512 without delay: fragment p of P takes DiLoCo's step after steps t with t mod H = (p+1) H/P."""
+    agents = crowd(problem)
+    thetas = [problem.start[part].clone().requires_grad_() for part in fragments]
+    outers = [torch.optim.SGD([theta], lr=alpha, momentum=beta, nesterov=True) for theta in thetas]
+    for t in range(1, problem.steps + 1):
+        for agent in agents:
+            agent.step(t - 1)
+        for p, (part, theta, outer) in enumerate(zip(fragments, thetas, outers, strict=True)):
+            if t % h == (p + 1) * h // len(fragments) % h:
+                theta.grad = theta.detach() - mean(agents)[part]
+                outer.step()
+                for agent in agents:
+                    whole = agent.x.detach().clone()
+                    whole[part] = theta.detach()
+                    agent.become(whole)
+        yield now(agents)
+
+
 def snoo(problem: Problem, k: int, eta: float, mu: float) -> Trajectory:
     """arXiv 2510.15830: s = w - w_K, b <- mu b + s, w <- w - eta (mu b + s); a single agent."""
     (agent,) = crowd(problem)

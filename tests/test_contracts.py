@@ -4,24 +4,24 @@ import copy
 import io
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from digits_training import Agent, make_agents, mesh_for, same, train
-from torch import nn
 
 from dist_lookahead import (
     Alone,
     Cast,
+    Copy,
     Cosine,
-    DistributedLookahead,
     Every,
     Exact,
     Gossip,
     Level,
     Linear,
+    Named,
     OnePeerExponential,
     Piecewise,
     Pull,
@@ -40,6 +40,7 @@ from dist_lookahead import (
     slowmo,
     slowmo_over,
     snoo,
+    streaming_diloco,
 )
 from dist_lookahead.alike import agree
 from dist_lookahead.notation import from_plain, to_plain
@@ -66,6 +67,10 @@ ROWS = {
     "bmuf": Row(bmuf(TAU, eta=0.6), alone=[Level(Every(TAU), Alone(), Pull(1.0, 0.6))]),
     "diloco": Row(diloco(TAU, 0.7, 0.6), alone=snoo(TAU, 0.7, 0.6)),
     "snoo": Row(snoo(TAU, 0.7, 0.6)),
+    "streaming_diloco": Row(
+        streaming_diloco(TAU, 2, 0.7, 0.6),
+        alone=[replace(level, mix=Alone()) for level in streaming_diloco(TAU, 2, 0.7, 0.6)],
+    ),
     "dpsgd": Row(dpsgd(tau=TAU), alone=[]),
     "slowmo_over": Row(
         slowmo_over(dpsgd(), TAU, beta=0.6), alone=[Level(Every(TAU), Alone(), Pull(1.0, 0.6, follow_lr=True))]
@@ -87,6 +92,12 @@ VARIANTS = {
         ]
     ),
     "gossip, pulled": Row([Level(Every(TAU), Gossip(topology=OnePeerExponential(), rounds=2), Pull(0.5, 0.4))]),
+    "parts by name, reset, under SlowMo": Row(
+        [
+            Level(Every(1), Exact(), Copy(), "reset", params=Named(("1.*", "*.bias"))),
+            *slowmo(TAU, beta=0.6, shard=True),
+        ]
+    ),
     "nested": Row([Level(Every(1), Alone(), Pull(0.5)), *slowmo(TAU, beta=0.6)]),
 }
 ALL = ROWS | VARIANTS
@@ -286,6 +297,6 @@ def test_levels_are_equal_when_they_say_the_same(row: Row) -> None:
 
 @each_row
 def test_a_repr_names_the_levels(row: Row) -> None:
-    weight = nn.Parameter(torch.zeros(1))
-    shown = repr(DistributedLookahead(torch.optim.SGD([weight], lr=0.1), row.levels))
+    (agent,) = make_agents(1, row.levels)
+    shown = repr(agent.optimizer)
     assert all(repr(level) in shown for level in row.levels)

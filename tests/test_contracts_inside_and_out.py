@@ -74,7 +74,11 @@ def train_with_ddp(levels: Sequence[Level], nodes: int, local: int) -> list[list
     models = [plain_model() for _ in range(nodes * local)]
     optimizers = [
         DistributedLookahead(
-            torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5), levels, communicator=end, data_parallel="local"
+            torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5),
+            levels,
+            model=model,
+            communicator=end,
+            data_parallel="local",
         )
         for model, end in zip(models, simulate(Mesh((nodes, local), ("node", "local"))), strict=True)
     ]
@@ -94,7 +98,9 @@ def train_with_large_batches(levels: Sequence[Level], nodes: int, local: int) ->
     """One agent for each node, whose batch is that of all its agents."""
     models = [plain_model() for _ in range(nodes)]
     optimizers = [
-        DistributedLookahead(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5), levels, communicator=end)
+        DistributedLookahead(
+            torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5), levels, model=model, communicator=end
+        )
         for model, end in zip(models, simulate(Mesh((nodes, 1), ("node", "local"))), strict=True)
     ]
     for step in range(LAST):
@@ -107,7 +113,7 @@ def train_with_large_batches(levels: Sequence[Level], nodes: int, local: int) ->
 def plain_model() -> nn.Module:
     """Without BatchNorm, whose statistics are those of a batch and not of its parts."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 10)).double()
+    return nn.Sequential(nn.Linear(64, 9), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 10)).double()
 
 
 def across_nodes(levels: Sequence[Level]) -> list[Level]:

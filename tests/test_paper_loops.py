@@ -42,6 +42,7 @@ from dist_lookahead import (
     slowmo,
     slowmo_over,
     snoo,
+    streaming_diloco,
 )
 from dist_lookahead.comm.communicator import Communicator
 
@@ -128,6 +129,10 @@ METHODS = {
     "bmuf": Method(bmuf(4, 1.1, 0.5), partial(reference.bmuf, tau=4, zeta=1.1, eta=0.5)),
     "diloco": Method(diloco(4, 0.7, 0.9), partial(reference.diloco, h=4, alpha=0.7, beta=0.9)),
     "snoo": Method(snoo(4, 0.7, 0.9), partial(reference.snoo, k=4, eta=0.7, mu=0.9), agents=(1,)),
+    "streaming_diloco": Method(
+        streaming_diloco(4, 2, 0.4, 0.9),
+        partial(reference.streaming_diloco, h=4, fragments=(slice(0, 6), slice(6, 11)), alpha=0.4, beta=0.9),
+    ),
     "dpsgd": Method(dpsgd(tau=2), partial(reference.dpsgd, tau=2), agents=(1, 2, 3, 5)),
     "slowmo_over": Method(
         slowmo_over(dpsgd(), 4, 0.9, 0.6),

@@ -6,7 +6,7 @@ Every recipe returns a list of `Level`s, to be used as it is, changed, or extend
 from dist_lookahead.recipes.gossip import dpsgd
 from dist_lookahead.recipes.local_sgd import hierarchical_local_sgd, local_sgd, post_local_sgd
 from dist_lookahead.recipes.lookahead import distributed_lookahead, lookahead, multilayer_lookahead
-from dist_lookahead.recipes.slow_momentum import bmuf, diloco, slowmo, slowmo_over, snoo
+from dist_lookahead.recipes.slow_momentum import bmuf, diloco, slowmo, slowmo_over, snoo, streaming_diloco
 
 __all__ = [
     "bmuf",
@@ -21,4 +21,5 @@ __all__ = [
     "slowmo",
     "slowmo_over",
     "snoo",
+    "streaming_diloco",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.fragments import WHOLE
 from dist_lookahead.optimizer import DistributedLookahead
 from dist_lookahead.tasks.task import Batch, Task
 from dist_lookahead.train.config import Config
@@ -45,7 +46,8 @@ class Agent:
             probe=self._probe if any(level.move.searches for level in levels) else None,
             data_parallel=AXIS if self.shares_gradients else None,
         )
-        agreed = agreeing(levels, communicator.mesh, config.inner)  # else there is no mean after a sync to be measured
+        # Else there is no mean of all weights after a sync to be measured.
+        agreed = agreeing(levels, communicator.mesh, config.inner) and all(level.params == WHOLE for level in levels)
         self.dynamics = Dynamics(self.optimizer.stack) if config.logging.dynamics and agreed else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._forward = shared(self._compiled(), communicator) if self.shares_gradients else self._compiled()
@@ -63,7 +65,7 @@ class Agent:
 
     @property
     def synced(self) -> bool:
-        """Whether the outermost level fired after the last fast step."""
+        """Whether the last level fired after the last fast step."""
         return self.optimizer.stack.bound[-1].last == self.step > 0
 
     def begin(self, step: int) -> None:

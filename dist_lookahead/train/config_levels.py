@@ -195,6 +195,7 @@ KINDS: list[tuple[Any, str, Callable[[object], bool]]] = [
     (FastBuffers, f"one of {', '.join(get_args(FastBuffers))}", lambda value: value in get_args(FastBuffers)),
     (Sequence[int], "a list of whole numbers", _all(_is_whole)),
     (tuple[int, ...], "a list of whole numbers", _all(_is_whole)),
+    (tuple[str, ...], "a list of texts", _all(lambda value: isinstance(value, str))),
     (Sequence[str], "a list of texts", _all(lambda value: isinstance(value, str))),
     (tuple[float, ...], "a list of numbers", _all(_is_number)),
     (Sequence[Scheduled], f"a list of numbers or of {A_SCHEDULE}", _all(_is_scheduled)),

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.fragments import WHOLE
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, WORLD, Mesh
+from dist_lookahead.theory.cells import cell_stacks
 from dist_lookahead.train.config import Config, ConfigError
 from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_mesh import write_mesh
@@ -117,7 +119,7 @@ def setting_of(config: Config, assumed: Assumptions) -> Setting:
     facts = _facts(config.quadratic) if config.quadratic else _NOTHING
     given = {name: value for name in CONSTANTS if (value := getattr(assumed, name)) is not None}
     return Setting(
-        levels=config.levels.stack,
+        levels=cell_stacks(config.levels.stack)[0],
         agents=agents,
         mesh=_mesh(config, agents),
         lr=assumed.lr or options["lr"],
@@ -224,6 +226,10 @@ def _remarks(config: Config, assumed: Assumptions, agents: int) -> Iterator[str]
         yield f"The file says agents={config.agents}, as for torchrun: {agents} are assumed, or what --agents says."
     if _along(config) and config.mesh is None:
         yield "The agents are taken to be on two nodes: the file has no mesh."
+    if any(level.params != WHOLE for level in config.levels.stack):
+        stacks = len(cell_stacks(config.levels.stack))
+        which = "each of them" if stacks == 1 else f"the first of them; {stacks} differ"
+        yield f"The levels act on parts of the parameters. Below is the stack of {which}, steps counted from its sync."
     if config.lr_schedule.name != "constant" or config.lr_schedule.warmup:
         yield "The learning rate is taken as constant: lr_schedule is left out."
     if config.quadratic and config.quadratic.samples > 1:

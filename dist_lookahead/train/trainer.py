@@ -163,7 +163,7 @@ class Trainer:
         if len(self.agents) == 1:
             return self.step + 1
         checkpoint = self.config.checkpoint.every
-        due = max(self.agents[0].optimizer.stack.bound[0].due, self.step + 1)
+        due = max(self.agents[0].optimizer.stack.next_due, self.step + 1)
         return min(due, (self.step // checkpoint + 1) * checkpoint, self.total, self.step + STRETCH)
 
     def _after_sync(self) -> None:
@@ -179,7 +179,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Synchronise the last, partial round, and evaluate."""
-        if not self.agents[0].synced:
+        if not self.agents[0].optimizer.stack.settled:
             for agent in self.agents:
                 agent.optimizer.sync()
             self._after_sync()
