@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
+from dist_lookahead.adaptive import Adaptive, Tau, check_tau
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.move import Copy, Move
-from dist_lookahead.schedule import Scheduled, check_scheduled, value_at
 
 Mix = Alone | Exact | Gossip
 FastBuffers = Literal["keep", "reset", "average"]
@@ -43,24 +43,26 @@ class Every:
     """Fire after every tau fast steps: the first time after exactly tau steps, never before the first step.
 
     Args:
-        tau: fast steps from one sync to the next, >= 1; a whole number or a schedule of the fast step, which is
-            asked at each sync for the length of the round that begins there.
+        tau: fast steps from one sync to the next, >= 1; a whole number, a schedule of the fast step, which is asked
+            at each sync for the length of the round that begins there, or `QSR` or `AdaComm`, which ask for more.
 
     Example:
         >>> Every(12).after(24)
         36
     """
 
-    tau: Scheduled
+    tau: Tau
 
     def __post_init__(self) -> None:
-        check_scheduled("Every.tau", self.tau)
+        check_tau("Every.tau", self.tau)
         if isinstance(self.tau, int | float):
             _check_tau(self.tau)
 
     def after(self, step: int) -> int:
-        """Return the fast step at which the round that begins after `step` ends."""
-        tau = value_at(self.tau, step)
+        """Return the fast step at which the round that begins after `step` ends; of an adaptive tau, its first one."""
+        tau = self.tau
+        if not isinstance(tau, int | float):
+            tau = tau.first if isinstance(tau, Adaptive) else tau(step)
         _check_tau(tau)
         return step + int(tau)
 
@@ -144,6 +146,8 @@ def _fault(mix: Mix, move: Move, fast_buffers: FastBuffers) -> str | None:
         )
     if isinstance(mix, Gossip) and move.searches:
         return "mix=Gossip() with alpha=Optimal: each agent would find another alpha; give a number, or mix=Exact()"
+    if mix.weighted and move.searches:
+        return f"Exact(weighted={mix.weighted!r}) with alpha=Optimal, which measures with the plain mean: give a number"
     if mix.shard and not move.keeps_slow_weights:
         return "Exact(shard=True) has no effect with move=Copy(), which keeps no slow weights: leave it out"
     if mix.shard and move.searches:
