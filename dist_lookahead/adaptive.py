@@ -78,7 +78,7 @@ class QSR:
         >>> [tau.next_round(Facts(step=0, lr=lr), ())[0] for lr in (0.4, 0.05, 0.0)]
         [4, 16, 10000]
 
-    Defaults: `longest` is a choice of ours. The paper tunes `coefficient`, with `base` 2 to 8.
+    Defaults: `longest` is a choice of ours. The paper tunes `coefficient`, over `base` 2, 4 and 8 as we remember it.
 
     Reference: arXiv 2310.14423, eq. 2.
     """
