@@ -1,6 +1,6 @@
 """Communication-efficient training in PyTorch: local steps, and slow updates of all agents together."""
 
-from dist_lookahead.adaptive import QSR, AdaComm
+from dist_lookahead.adaptive import QSR, AdaComm, Timed
 from dist_lookahead.averaging.codec import Cast, Quantised, TopK
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
@@ -65,6 +65,7 @@ __all__ = [
     "Ring",
     "StaticExponential",
     "SyncError",
+    "Timed",
     "TopK",
     "Warmup",
     "bmuf",

@@ -12,6 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 from dist_lookahead.schedule import Schedule, check_scheduled, is_description
 
 Memory = tuple[float, ...]
+Fact = Literal["lr", "loss", "speed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,14 @@ class Facts:
         lr: learning rate of the fast step to come, of the fast optimizer's first parameter group; None without one.
         loss: mean of the training losses of all agents in the level's last round; None before the first sync.
         steps: length of that round.
+        speed: fast steps per second in it of the agent whose next round is asked for; None before the first sync.
     """
 
     step: int
     lr: float | None = None
     loss: float | None = None
     steps: int = 0
+    speed: float | None = None
 
 
 @runtime_checkable
@@ -36,8 +39,8 @@ class Adaptive(Protocol):
     """A tau that is asked with facts."""
 
     @property
-    def hears(self) -> Literal["lr", "loss"]:
-        """Which fact it depends on: agents must agree on the learning rate, and tell each other the loss."""
+    def hears(self) -> Fact:
+        """Which fact it depends on: agents must agree on the learning rate, and tell each other loss or speed."""
         ...
 
     @property
@@ -96,7 +99,7 @@ class QSR:
             raise ValueError(f"QSR.coefficient={self.coefficient} must be a number above 0, in units of the rate")
 
     @property
-    def hears(self) -> Literal["lr", "loss"]:
+    def hears(self) -> Fact:
         """The learning rate."""
         return "lr"
 
@@ -157,7 +160,7 @@ class AdaComm:
             raise ValueError(f"AdaComm.decay={self.decay} must be above 0 and at most 1: tau never grows")
 
     @property
-    def hears(self) -> Literal["lr", "loss"]:
+    def hears(self) -> Fact:
         """The loss."""
         return "loss"
 
@@ -184,6 +187,52 @@ class AdaComm:
         fallen = math.ceil(math.sqrt(total / steps / first) * self.start)
         tau = fallen if fallen < tau else max(int(self.decay * tau), 1)
         return tau, (first, tau, facts.step + self.interval, 0.0, 0)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Rounds of so many seconds: each agent takes as many fast steps as it can, and none waits long for a slower one.
+
+        tau_i = max(round(seconds speed_i), 1)
+
+    speed_i are the fast steps per second of agent i in its last round, without what it waited and sent at the sync; all
+    that it did between two syncs counts, evaluations too. Agents tell each other, so that each knows the steps of all,
+    and none hangs for being slow. Fast steps are each agent's own number: what depends on the step, such as schedules
+    of alpha, is refused, and so is all but one level with `Exact(weighted="steps")` or "samples" over all agents.
+
+    All agents must end after the same round: count `optimizer.stack.bound[0].rounds`, or use `optimizer.join()`. What
+    was measured is saved, but a resumed run measures anew: it does not repeat the other bit for bit.
+
+    Args:
+        seconds: length of a round, > 0.
+        first: steps of the first round, in which all but the first step are measured, >= 2.
+
+    Example:
+        >>> tau = Timed(seconds=30, first=4)
+        >>> [tau.next_round(Facts(step=0, speed=speed), ())[0] for speed in (None, 2.5, 0.01)]
+        [4, 75, 1]
+    """
+
+    seconds: float
+    first: int = 4
+
+    def __post_init__(self) -> None:
+        _check_whole("Timed.first", self.first)
+        if self.first < 2:
+            raise ValueError(f"Timed.first={self.first} must be at least 2: the first step of a run is not measured")
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"Timed.seconds={self.seconds} must be a number above 0")
+
+    @property
+    def hears(self) -> Fact:
+        """The speeds."""
+        return "speed"
+
+    def next_round(self, facts: Facts, memory: Memory) -> tuple[int, Memory]:
+        """Return the length of the agent's next round; nothing is remembered."""
+        if facts.speed is None:
+            return self.first, memory
+        return max(round(self.seconds * facts.speed), 1), memory
 
 
 def check_tau(name: str, tau: object) -> None:

@@ -139,7 +139,7 @@ class BoundLevel:
     def commit(self, step: int) -> None:
         """Count the sync; one in the middle of a round leaves the schedule as it was."""
         self.last, self.rounds = step, self.rounds + 1
-        self.pace.forget()
+        self.pace.end_round()
         if step >= self.due:
             self.due = step if self.pace.adaptive else self.level.when.after(step)
 
@@ -192,7 +192,7 @@ def bind_levels(
                 f"levels[{index}].mix={level.mix}: a gossip above gives each agent slow weights of its own, and "
                 "there is no z to be split over the agents: leave shard out"
             )
-        pace = Pace(level, weighs=level.mix.weighted is not None and mixer.communicates)
+        pace = Pace(level, communicator.rank, weighs=level.mix.weighted is not None and mixer.communicates)
         if pace.adaptive and communicator.size > 1 and (hearing is None or hearing.size < communicator.size):
             raise ValueError(
                 f"levels[{index}].tau={level.when.tau} depends on what all agents know alike, and no mail of all of "

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
-from dist_lookahead.adaptive import Adaptive, Tau, check_tau
+from dist_lookahead.adaptive import Adaptive, Tau, Timed, check_tau
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
@@ -44,7 +44,8 @@ class Every:
 
     Args:
         tau: fast steps from one sync to the next, >= 1; a whole number, a schedule of the fast step, which is asked
-            at each sync for the length of the round that begins there, or `QSR` or `AdaComm`, which ask for more.
+            at each sync for the length of the round that begins there, or `QSR`, `AdaComm` or `Timed`, which ask for
+            more.
 
     Example:
         >>> Every(12).after(24)
@@ -101,7 +102,7 @@ class Level:
             raise ValueError(
                 f"Level.fast_buffers={self.fast_buffers!r} must be one of {', '.join(get_args(FastBuffers))}"
             )
-        if fault := _fault(self.mix, self.move, self.fast_buffers):
+        if fault := _fault(self.mix, self.move, self.fast_buffers) or _timed_fault(self.when, self.mix, self.move):
             raise ValueError(fault)
 
 
@@ -124,6 +125,11 @@ def check_levels(levels: Sequence[Level]) -> tuple[Level, ...]:
     for index, level in enumerate(levels):
         if not isinstance(level, Level):
             raise ValueError(f"levels[{index}]={level!r} is not a Level: give Level(when, mix, move) or a recipe")
+    if len(levels) > 1 and any(isinstance(level.when.tau, Timed) for level in levels):
+        raise ValueError(
+            "levels with tau=Timed: agents do not come to the same fast step, at which two levels could fire together; "
+            "use it in the only level"
+        )
     for index, (below, level) in enumerate(pairwise(levels), start=1):
         lower, upper = below.when.tau, level.when.tau
         if isinstance(lower, int | float) and isinstance(upper, int | float) and upper % lower:
@@ -152,6 +158,23 @@ def _fault(mix: Mix, move: Move, fast_buffers: FastBuffers) -> str | None:
         return "Exact(shard=True) has no effect with move=Copy(), which keeps no slow weights: leave it out"
     if mix.shard and move.searches:
         return "Exact(shard=True) with alpha=Optimal: no agent has all of z to take gradients at; leave shard out"
+    return None
+
+
+def _timed_fault(when: Every, mix: Mix, move: Move) -> str | None:
+    if not isinstance(when.tau, Timed):
+        return None
+    if not mix.weighted:
+        return (
+            f"tau={when.tau} with mix={mix}: agents that take other numbers of steps need a mean weighted by them, "
+            "mix=Exact(weighted='steps') or 'samples'"
+        )
+    changing = [value for value in vars(move).values() if not isinstance(value, int | float)]
+    if move.follow_lr or changing:
+        return (
+            f"tau={when.tau} with move={move}: agents are at different fast steps, with other learning rates and other "
+            "values of schedules, and would take other slow steps; give numbers, and leave follow_lr out"
+        )
     return None
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dist_lookahead.adaptive import QSR, AdaComm
+from dist_lookahead.adaptive import QSR, AdaComm, Timed
 from dist_lookahead.averaging.codec import Cast, Quantised, TopK
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
@@ -40,7 +40,7 @@ NAMES: dict[str, type] = {
     for c in (
         *(Level, Every, *MIXES, Copy, Pull, Optimal),
         *(Piecewise, Linear, Cosine, Warmup),
-        *(QSR, AdaComm),
+        *(QSR, AdaComm, Timed),
         *(Cast, Quantised, TopK),
         *TOPOLOGIES,
     )

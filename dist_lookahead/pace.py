@@ -6,11 +6,13 @@ All of it travels with the level's sync, as numbers in its mail, and only where 
     done            whether this agent takes no more fast steps (`join`)
     lr              with which it found the length of the round: agents must agree
     loss, losses    mean of the losses that it was told, and their number
+    speed           fast steps per second in the round
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -35,7 +37,8 @@ def mail_fields(levels: Sequence[Level]) -> tuple[str, ...]:
     taus = [level.when.tau for level in levels]
     hears = {tau.hears for tau in taus if isinstance(tau, Adaptive)}
     weights = ("weight", "done") if any(level.mix.weighted for level in levels) else ()
-    return (*weights, *(("lr",) if "lr" in hears else ()), *(("loss", "losses") if "loss" in hears else ()))
+    numbers = {"lr": ("lr",), "loss": ("loss", "losses"), "speed": ("speed",)}
+    return (*weights, *(name for fact, names in numbers.items() if fact in hears for name in names))
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Pace:
 
     Attributes:
         level: the description.
+        rank: of this agent among all.
         weighs: whether weights of several agents are weighted by their work.
         steps: fast steps that this agent has taken since the last sync.
         samples: that it was told of since then.
@@ -52,6 +56,9 @@ class Pace:
         done: whether it takes no more fast steps.
         lr: learning rate with which the length of the round was found.
         heard: mean loss of all agents in the last round, and its length; None before the first sync.
+        speeds: of all agents in the last round, where tau depends on them.
+        began: when the round began, by this process's clock, and how many of its steps were before.
+        stepped: when its last step ended.
         memory: of an adaptive tau.
         adaptive: tau, if it is asked for each round; else None.
         needs: what the level must be told of each fast step.
@@ -61,6 +68,7 @@ class Pace:
     """
 
     level: Level
+    rank: int = 0
     weighs: bool = False
     steps: int = 0
     samples: int = 0
@@ -69,6 +77,9 @@ class Pace:
     done: bool = False
     lr: float | None = None
     heard: tuple[float, int] | None = None
+    speeds: tuple[float, ...] = ()
+    began: tuple[float, int] | None = None
+    stepped: float = 0.0
     memory: Memory = ()
     unit: int = 1
     share: float = 1.0
@@ -85,6 +96,11 @@ class Pace:
         samples = ("samples",) if self.weighs and self.level.mix.weighted == "samples" else ()
         self.needs = (*loss, *samples)
         self._ask()
+
+    @property
+    def timed(self) -> bool:
+        """Whether agents take different numbers of fast steps."""
+        return self.adaptive is not None and self.adaptive.hears == "speed"
 
     def report(self, *, loss: Tensor | float | None, samples: int | None) -> None:
         """Take note of the fast step to come, or that has just been; several times where gradients add up."""
@@ -104,6 +120,8 @@ class Pace:
             ValueError: where it was not told what it must be.
         """
         self.steps += 1
+        if self.timed:
+            self.stepped = perf_counter()  # not later: a simulated agent's sync waits for the others first
         if not self.needs:
             return
         for what in self._untold:
@@ -123,6 +141,13 @@ class Pace:
         assert self.adaptive
         self.lr = None if lr is None else float(lr)
         loss, steps = self.heard or (None, 0)
+        if self.timed:
+            self.began = self.began or (perf_counter(), 1)  # the first step of a run has been computed already
+            speeds = self.speeds or (None,) * (self.rank + 1)
+            lengths = [self.adaptive.next_round(Facts(step, speed=speed), ())[0] for speed in speeds]
+            if self.level.mix.weighted == "steps":
+                self.unit = max(lengths)
+            return lengths[self.rank]
         length, self.memory = self.adaptive.next_round(Facts(step, self.lr, loss, steps), self.memory)
         return length
 
@@ -135,7 +160,7 @@ class Pace:
         weight = self.samples if self.level.mix.weighted == "samples" else self.steps
         if self.weighs and weight > LARGEST:
             raise ValueError(f"{weight} samples in a round are more than {LARGEST}: report them in larger units")
-        if self.level.mix.weighted == "steps":
+        if self.level.mix.weighted == "steps" and not self.timed:
             self.unit = length
         self.share = weight / self.unit
         loss = float(self.loss_sum) / self.losses if self.losses else 0.0
@@ -145,6 +170,7 @@ class Pace:
             "lr": self.lr or 0.0,
             "loss": loss,
             "losses": self.losses,
+            "speed": self._speed() if self.timed else 0.0,
         }
 
     def hear(self, table: Table, members: Sequence[int], length: int) -> None:
@@ -160,6 +186,8 @@ class Pace:
             told = sum(count for _, count in said)
             if told:
                 self.heard = math.fsum(loss * count for loss, count in said) / told, length
+        if self.timed:
+            self.speeds = tuple(table["speed"][member] for member in members)
         if self.weighs:
             weights = [int(table["weight"][member]) for member in members]
             self.total = sum(weights) / self.unit
@@ -184,9 +212,10 @@ class Pace:
         for bucket, kept in zip(buckets, self._kept, strict=True):
             bucket.weights.copy_(kept)
 
-    def forget(self) -> None:
-        """Let go of what was kept in case that nobody has moved."""
+    def end_round(self) -> None:
+        """The sync is over: let go of what was kept in case that nobody has moved, and start the watch."""
         self._kept = []
+        self.began = (perf_counter(), 0)
 
     def state(self) -> dict[str, Any]:
         """Return all that decides what happens next, in plain containers."""
@@ -196,14 +225,23 @@ class Pace:
             "lr": self.lr,
             "heard": list(self.heard or ()),
             "memory": list(self.memory),
+            "speeds": list(self.speeds),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
         self.steps, self.samples, self.losses, self.unit = state["counts"]
         self.loss_sum, self.lr, self.memory = state["loss_sum"], state["lr"], tuple(state["memory"])
+        self.speeds, self.began = tuple(state["speeds"]), (perf_counter(), self.steps)
         self.heard = (state["heard"][0], state["heard"][1]) if state["heard"] else None
         self._ask()
+
+    def _speed(self) -> float:
+        """Steps per second since the watch was started; those of the round before where there was no step since."""
+        began, before = self.began or (0.0, self.steps)
+        if self.steps <= before:
+            return self.speeds[self.rank] if self.speeds else 0.0
+        return (self.steps - before) / max(self.stepped - began, 1e-9)
 
     def _ask(self) -> None:
         self._untold = set(self.needs)

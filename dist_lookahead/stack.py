@@ -219,7 +219,7 @@ class LevelStack:
         self.mail.outgoing.update(bound.pace.says(self.clock - bound.last))
         if not bound.hearing:
             return tail, []
-        self.mail.outgoing["clock"] = self.clock
+        self.mail.outgoing["clock"] = bound.rounds if bound.pace.timed else self.clock
         if bound.level.fast_buffers == "average":
             self.mail.outgoing["buffers"] = fingerprint(self.fast_buffers.signature(bound.buckets))
         return self.mail.send(

@@ -73,9 +73,10 @@ def _after(index: int, level: Level, step: int, rates: Sequence[float] | None) -
     tau = level.when.tau
     if isinstance(tau, int | float) or not isinstance(tau, Adaptive):
         return level.when.after(step)
-    if tau.hears == "loss":
+    if tau.hears != "lr":
+        facts = {"loss": "losses of the run", "speed": "speeds of the agents"}[tau.hears]
         raise ValueError(
-            f"levels[{index}].tau={tau} depends on the losses of the run, which nobody knows beforehand: give a number "
+            f"levels[{index}].tau={tau} depends on the {facts}, which nobody knows beforehand: give a number "
             "or a schedule of the step"
         )
     if rates is None:

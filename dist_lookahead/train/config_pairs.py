@@ -9,6 +9,7 @@ from dataclasses import fields
 
 import torch
 
+from dist_lookahead.adaptive import Timed
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.bound_level import bind_levels
@@ -150,10 +151,16 @@ def _binds(mesh: Mesh | None, agents: int, inner: Inner, levels: Levels) -> Iter
 
 def _weighs(levels: Levels) -> Iterator[str]:
     for index, mix in enumerate(level.mix for level in levels.stack):
-        if mix.weighted:
+        if mix.weighted and not isinstance(levels.stack[index].when.tau, Timed):
             yield (
                 f"levels[{index}].mix.exact.weighted={mix.weighted!r} has no effect: in a run all agents take equally "
                 "many steps of equally many samples; remove it"
+            )
+    for index, level in enumerate(levels.stack):
+        if isinstance(level.when.tau, Timed):
+            yield (
+                f"levels[{index}].when.every.tau={level.when.tau}: in a run all agents take equally many steps, which "
+                "its length, learning rates and samples are counted in; give a number of steps"
             )
 
 
