@@ -59,6 +59,11 @@ class BoundLevel:
         """Whether its mail is there before the slow step, where slow state is split too: not with the other parts."""
         return self.mixer.shards == 1 or self.pace.weighs
 
+    @property
+    def sums_mail(self) -> bool:
+        """Whether mail travels in the sum of the weights: not where it is split and yet needed before the slow step."""
+        return self.mixer.sums_tails and (self.mixer.shards == 1 or not self.pace.weighs)
+
     def owned(self, bucket: Bucket) -> slice:
         """Return the elements of a bucket whose slow state is kept here."""
         return self.mixer.owned(bucket.fast.numel())
@@ -99,7 +104,7 @@ class BoundLevel:
             step: fast steps done.
             lr: learning rate of the first parameter group now.
         """
-        if self.last >= self.due:
+        if self.pace.adaptive and self.last >= self.due:
             self.due = step + self.pace.begin_round(step, lr)
 
     def collect(self, fast: Sequence[Tensor]) -> Pending:

@@ -76,7 +76,6 @@ class LevelStack:
         self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
         self.model_buffers = ModelBuffers(model)
         self.line_search = LineSearch(levels, probe, model)
-        self._adaptive = [bound for bound in self.bound if bound.pace.adaptive]
         self._follows_lr = any(level.move.follow_lr for level in levels)
         self._rates: list[Any] = []
         self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
@@ -100,7 +99,7 @@ class LevelStack:
     def begin_step(self) -> None:
         """Before a fast step: note the learning rates; before the first one, capture the slow weights."""
         self.refresh()
-        for bound in self._adaptive:
+        for bound in self.bound:
             bound.begin_round(self.clock, self.inner.param_groups[0].get("lr"))
         if self._follows_lr:
             self._rates = [_rate(group) for group in self.inner.param_groups]
@@ -222,11 +221,7 @@ class LevelStack:
         self.mail.outgoing["clock"] = bound.rounds if bound.pace.timed else self.clock
         if bound.level.fast_buffers == "average":
             self.mail.outgoing["buffers"] = fingerprint(self.fast_buffers.signature(bound.buckets))
-        return self.mail.send(
-            tail,
-            bound.hearing,
-            with_weights=bound.mixer.sums_tails and (bound.mixer.shards == 1 or not bound.pace.weighs),
-        )
+        return self.mail.send(tail, bound.hearing, with_weights=bound.sums_mail)
 
     def _read_mail(self, bound: BoundLevel, tail: Tensor) -> None:
         if bound.hearing:

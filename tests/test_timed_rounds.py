@@ -98,6 +98,24 @@ def test_a_slow_process_takes_fewer_steps_and_nobody_hangs() -> None:
     torch.testing.assert_close(x0, expected([fast, slow]), rtol=1e-12, atol=1e-12)
 
 
+def with_samples_of_its_own(pauses: tuple[float, ...], batches: tuple[int, ...]) -> tuple[int, Tensor]:
+    runner = Runner(dist.get_rank(), levels(seconds=0.05))
+    with runner.optimizer.join():
+        for _ in range(batches[runner.rank]):
+            time.sleep(pauses[runner.rank])
+            runner.step()
+    return runner.rounds, runner.weight.detach().clone()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("batches", [(60, 6), (6, 30)])
+def test_agents_of_different_speed_end_when_their_samples_do(batches: tuple[int, int]) -> None:
+    """Breaks if the one that waits does not come to the syncs of the other, which are at other steps than its own."""
+    (first, x0), (second, x1) = run_processes(with_samples_of_its_own, 2, (0.002, 0.02), batches)
+    assert first == second > 1
+    assert torch.equal(x0, x1)
+
+
 class Watch:
     """Time passes as agents take steps: rank + 1 seconds for each."""
 
