@@ -168,12 +168,12 @@ def test_equal_work_is_the_plain_mean_bit_for_bit(shard: bool) -> None:
     for weighted in (None, "steps"):
         gradients = torch.randn(3, 4001, generator=torch.Generator().manual_seed(0))
         weights = [nn.Parameter(torch.ones(4001)) for _ in gradients]
-        level = Level(Every(2), Exact(shard=shard, weighted=weighted), Pull(0.7, 0.5))
+        level = Level(Every(3), Exact(shard=shard, weighted=weighted), Pull(0.7, 0.5))
         agents = [
             DistributedLookahead(torch.optim.SGD([w], lr=1.0), [level], communicator=end)
             for w, end in zip(weights, simulate(3), strict=True)
         ]
-        for _ in range(5):
+        for _ in range(8):
             for agent, weight, gradient in zip(agents, weights, gradients, strict=True):
                 weight.grad = gradient.clone()
                 agent.step()
