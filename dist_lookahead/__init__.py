@@ -1,5 +1,6 @@
 """Communication-efficient training in PyTorch: local steps, and slow updates of all agents together."""
 
+from dist_lookahead.adaptive import QSR, AdaComm, Timed
 from dist_lookahead.averaging.codec import Cast, Quantised, TopK
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
@@ -41,6 +42,8 @@ from dist_lookahead.stack import LevelStack
 __version__ = "0.1.0"
 
 __all__ = [
+    "QSR",
+    "AdaComm",
     "Alone",
     "BipartiteExponential",
     "Cast",
@@ -66,6 +69,7 @@ __all__ = [
     "Ring",
     "StaticExponential",
     "SyncError",
+    "Timed",
     "TopK",
     "Warmup",
     "Whole",

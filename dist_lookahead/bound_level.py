@@ -12,6 +12,7 @@ from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Pending
 from dist_lookahead.level import Level
 from dist_lookahead.move import slow_step
+from dist_lookahead.pace import Pace
 
 
 @dataclass(eq=False)
@@ -24,7 +25,8 @@ class BoundLevel:
         mixer: the level's way to average.
         hearing: the agents whose mail comes with its sync; None where no mail travels with it.
         alike: the agents that average, where they hold the same weights after its sync: a checksum compares them.
-        due: fast step of the next sync.
+        pace: what this agent has done in the round, and how long rounds are where that is not known beforehand.
+        due: fast step of the next sync; not after `last` where it is found with the first fast step of the round.
         buckets: the weights of the level.
         slow: z per bucket, the part that this agent owns; empty without slow weights.
         momentum: v per bucket, likewise.
@@ -41,6 +43,7 @@ class BoundLevel:
     mixer: Mixer
     hearing: Communicator | None
     alike: Communicator | None
+    pace: Pace
     due: int
     buckets: list[Bucket] = field(default_factory=list)
     slow: list[Tensor] = field(default_factory=list)
@@ -50,6 +53,16 @@ class BoundLevel:
     last: int = 0
     rounds: int = 0
     coefficients: tuple[float, float] = (1.0, 0.0)
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether its mail is there before the slow step, where slow state is split too: not with the other parts."""
+        return self.mixer.shards == 1 or self.pace.weighs
+
+    @property
+    def sums_mail(self) -> bool:
+        """Whether mail travels in the sum of the weights: not where it is split and yet needed before the slow step."""
+        return self.mixer.sums_tails and (self.mixer.shards == 1 or not self.pace.weighs)
 
     def owned(self, bucket: Bucket) -> slice:
         """Return the elements of a bucket whose slow state is kept here."""
@@ -88,6 +101,16 @@ class BoundLevel:
             if bucket in buckets:
                 momentum.zero_()
 
+    def begin_round(self, step: int, lr: Tensor | float | None) -> None:
+        """Find the length of the round that begins with the fast step to come, where it was not known before.
+
+        Args:
+            step: fast steps done.
+            lr: learning rate of the first parameter group now.
+        """
+        if self.pace.adaptive and self.last >= self.due:
+            self.due = step + self.pace.begin_round(step, lr)
+
     def collect(self, fast: Sequence[Tensor]) -> Pending:
         """Sum the fast weights over the agents.
 
@@ -99,6 +122,7 @@ class BoundLevel:
             for flat in (bucket.fast, slow):  # old mail in the tail is no weight, and must not scale a code
                 flat[bucket.weights_end :] = 0
             memory.append(Memory(slow, residuals, draw=(self.index, self.rounds, place)))
+        self.pace.scale(self.buckets)
         yield from self.mixer.collect(fast, self.rounds, memory)
 
     def move(self, rates: Sequence[float | None]) -> None:
@@ -109,6 +133,9 @@ class BoundLevel:
         Args:
             rates: the fast learning rates of the round's last fast step, per parameter group.
         """
+        if self.pace.weighs and not self.pace.total:  # nobody has moved
+            self.pace.restore(self.buckets)
+            return
         gammas = dict(enumerate(rates)) if self.level.move.follow_lr else {}
         ratios = {
             group: gamma / self.gammas.get(group, gamma or 1.0) for group, gamma in gammas.items() if gamma is not None
@@ -121,8 +148,9 @@ class BoundLevel:
     def commit(self, step: int) -> None:
         """Count the sync; one in the middle of a round leaves the schedule as it was."""
         self.last, self.rounds = step, self.rounds + 1
+        self.pace.end_round()
         if step >= self.due:
-            self.due = self.level.when.after(step)
+            self.due = step if self.pace.adaptive else self.level.when.after(step)
 
     def _slow_step(self, index: int, bucket: Bucket, part: slice, ratio: float) -> None:
         start = self.owned(bucket).start
@@ -133,7 +161,7 @@ class BoundLevel:
             bucket.fast[part],
             self.slow[index][own] if self.slow else None,
             self.momentum[index][own] if self.momentum else None,
-            agents=self.mixer.agents,
+            agents=self.pace.total if self.pace.weighs else self.mixer.agents,
             alpha=alpha,
             beta=beta,
             ratio=ratio,
@@ -178,5 +206,13 @@ def bind_levels(
                 f"levels[{index}].mix={level.mix}: a gossip above gives each agent slow weights of its own, and "
                 "there is no z to be split over the agents: leave shard out"
             )
+        pace = Pace(level, communicator.rank, weighs=level.mix.weighted is not None and mixer.communicates)
+        if pace.adaptive and communicator.size > 1 and (hearing is None or hearing.size < communicator.size):
+            raise ValueError(
+                f"levels[{index}].tau={level.when.tau} depends on what all agents know alike, and no mail of all of "
+                f"them travels with mix={level.mix} here: give a number or a schedule of the step, or average exactly "
+                "over all agents"
+            )
         agreeing = group and set(group.members) <= set(mesh.group(alike, communicator.rank))
-        yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, level.when.after(0))
+        due = 0 if pace.adaptive else level.when.after(0)
+        yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, pace, due)

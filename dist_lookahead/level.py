@@ -30,12 +30,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from dist_lookahead.adaptive import Adaptive, Tau, Timed, check_tau
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.fragments import WHOLE, Params, surely_share
 from dist_lookahead.move import Copy, Move
-from dist_lookahead.schedule import Scheduled, check_scheduled, value_at
 
 Mix = Alone | Exact | Gossip
 FastBuffers = Literal["keep", "reset", "average"]
@@ -46,8 +46,9 @@ class Every:
     """Fire after every tau fast steps: the first time after exactly tau steps, never before the first step.
 
     Args:
-        tau: fast steps from one sync to the next, >= 1; a whole number or a schedule of the fast step, which is
-            asked at each sync for the length of the round that begins there.
+        tau: fast steps from one sync to the next, >= 1; a whole number, a schedule of the fast step, which is asked
+            at each sync for the length of the round that begins there, or `QSR`, `AdaComm` or `Timed`, which ask for
+            more.
         phase: fire after the fast steps k with k mod tau = phase instead, 0 <= phase < tau: levels over different
             parts of the parameters then have their syncs at different times. With a constant tau only.
 
@@ -56,18 +57,20 @@ class Every:
         (36, 5, 17)
     """
 
-    tau: Scheduled
+    tau: Tau
     phase: int = 0
 
     def __post_init__(self) -> None:
-        check_scheduled("Every.tau", self.tau)
+        check_tau("Every.tau", self.tau)
         if isinstance(self.tau, int | float):
             _check_tau(self.tau)
         _check_phase(self.phase, self.tau)
 
     def after(self, step: int) -> int:
-        """Return the fast step at which the round that begins after `step` ends."""
-        tau = value_at(self.tau, step)
+        """Return the fast step at which the round that begins after `step` ends; of an adaptive tau, its first one."""
+        tau = self.tau
+        if not isinstance(tau, int | float):
+            tau = tau.first if isinstance(tau, Adaptive) else tau(step)
         _check_tau(tau)
         return step + ((self.phase - step - 1) % int(tau) + 1 if self.phase else int(tau))
 
@@ -111,7 +114,7 @@ class Level:
             raise ValueError(
                 f"Level.fast_buffers={self.fast_buffers!r} must be one of {', '.join(get_args(FastBuffers))}"
             )
-        if fault := _fault(self.mix, self.move, self.fast_buffers):
+        if fault := _fault(self.mix, self.move, self.fast_buffers) or _timed_fault(self.when, self.mix, self.move):
             raise ValueError(fault)
 
     def __repr__(self) -> str:
@@ -142,6 +145,11 @@ def check_levels(levels: Sequence[Level], cells: Sequence[Sequence[int]] = ()) -
     for index, level in enumerate(levels):
         if not isinstance(level, Level):
             raise ValueError(f"levels[{index}]={level!r} is not a Level: give Level(when, mix, move) or a recipe")
+    if len(levels) > 1 and any(isinstance(level.when.tau, Timed) for level in levels):
+        raise ValueError(
+            "levels with tau=Timed: agents do not come to the same fast step, at which two levels could fire together; "
+            "use it in the only level"
+        )
     for index, level in enumerate(levels):
         for below in reversed(range(index)):
             together = any({index, below} <= set(cell) for cell in cells)
@@ -178,10 +186,29 @@ def _fault(mix: Mix, move: Move, fast_buffers: FastBuffers) -> str | None:
         )
     if isinstance(mix, Gossip) and move.searches:
         return "mix=Gossip() with alpha=Optimal: each agent would find another alpha; give a number, or mix=Exact()"
+    if mix.weighted and move.searches:
+        return f"Exact(weighted={mix.weighted!r}) with alpha=Optimal, which measures with the plain mean: give a number"
     if mix.shard and not move.keeps_slow_weights:
         return "Exact(shard=True) has no effect with move=Copy(), which keeps no slow weights: leave it out"
     if mix.shard and move.searches:
         return "Exact(shard=True) with alpha=Optimal: no agent has all of z to take gradients at; leave shard out"
+    return None
+
+
+def _timed_fault(when: Every, mix: Mix, move: Move) -> str | None:
+    if not isinstance(when.tau, Timed):
+        return None
+    if not mix.weighted:
+        return (
+            f"tau={when.tau} with mix={mix}: agents that take other numbers of steps need a mean weighted by them, "
+            "mix=Exact(weighted='steps') or 'samples'"
+        )
+    changing = [value for value in vars(move).values() if not isinstance(value, int | float)]
+    if move.follow_lr or changing:
+        return (
+            f"tau={when.tau} with move={move}: agents are at different fast steps, with other learning rates and other "
+            "values of schedules, and would take other slow steps; give numbers, and leave follow_lr out"
+        )
     return None
 
 
@@ -190,7 +217,7 @@ def _check_tau(tau: float) -> None:
         raise ValueError(f"Every.tau={tau} must be a whole number of fast steps, at least 1")
 
 
-def _check_phase(phase: int, tau: Scheduled) -> None:
+def _check_phase(phase: int, tau: Tau) -> None:
     if phase and not isinstance(tau, int | float):
         raise ValueError(f"Every.phase={phase} needs a constant tau, and tau={tau} changes: leave phase out")
     if isinstance(tau, int | float) and (phase != int(phase) or not 0 <= phase < tau):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from dist_lookahead.adaptive import QSR, AdaComm, Timed
 from dist_lookahead.averaging.codec import Cast, Quantised, TopK
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
@@ -30,7 +31,7 @@ from dist_lookahead.schedule import Cosine, Linear, Piecewise, Warmup
 
 
 def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 MIXES = (Alone, Exact, Gossip)
@@ -40,6 +41,7 @@ NAMES: dict[str, type] = {
     for c in (
         *(Level, Every, *MIXES, Copy, Pull, Optimal),
         *(Piecewise, Linear, Cosine, Warmup),
+        *(QSR, AdaComm, Timed),
         *(Cast, Quantised, TopK),
         *(Whole, Part, Named),
         *TOPOLOGIES,

@@ -26,6 +26,7 @@ def save(bounds: Sequence[BoundLevel]) -> list[dict[str, Any]]:
             "last": bound.last,
             "rounds": bound.rounds,
             "gammas": _by_group(bound.gammas),
+            "pace": bound.pace.state(),
             "slow": _pieces(bound.buckets, bound.slow, [bound.owned(bucket) for bucket in bound.buckets]),
             "momentum": _pieces(bound.buckets, bound.momentum, [bound.owned(bucket) for bucket in bound.buckets]),
             "residuals": _residuals(bound),
@@ -57,6 +58,8 @@ def load(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
             for parameter, piece in pieces.items():
                 piece.copy_(loaded[parameter])
         bound.due, bound.last, bound.rounds = state["due"], state["last"], state["rounds"]
+        if "pace" in state:  # there was none once
+            bound.pace.load(state["pace"])
         bound.gammas = {group: gamma for group, gamma in enumerate(state["gammas"]) if gamma is not None}
 
 

@@ -24,6 +24,7 @@ from dist_lookahead.line_search import LineSearch, Probe
 from dist_lookahead.mail import Mail, fingerprint
 from dist_lookahead.model_buffers import ModelBuffers
 from dist_lookahead.observer import Observer
+from dist_lookahead.pace import mail_fields
 from dist_lookahead.roster import describe
 
 FORMAT = 1  # of the state dict
@@ -69,7 +70,7 @@ class LevelStack:
         self.clock = 0
         self.flags = (0,) * communicator.size
         self.observer: Observer | None = None
-        self.mail = Mail(communicator.rank, communicator.size)
+        self.mail = Mail(communicator.rank, communicator.size, mail_fields(levels))
         self._near = communicator.axis(data_parallel) if data_parallel else None
         self.bound: list[BoundLevel] = []
         self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
@@ -110,14 +111,24 @@ class LevelStack:
     def begin_step(self) -> None:
         """Before a fast step: note the learning rates; before the first one, capture the slow weights."""
         self.refresh()
+        for bound in self.bound:
+            bound.begin_round(self.clock, self.inner.param_groups[0].get("lr"))
         if self._follows_lr:
             self._rates = [_rate(group) for group in self.inner.param_groups]
 
     def end_step(self) -> None:
         """After a fast step: fire the levels that are due."""
         self.clock += 1
+        for bound in self.bound:
+            bound.pace.step()
         if self.clock >= self.next_due and (due := self._due()):
             self.communicator.run(self._sync(due))
+
+    def end_round(self) -> Pending:
+        """Come to the next sync without a fast step, and fire the levels that are due."""
+        self.begin_step()
+        self.clock = max(self.next_due, self.clock + 1)
+        yield from self._sync(self._due())
 
     def flush(self) -> None:
         """Fire every level that has not fired after the last fast step; its next sync stays where it was due."""
@@ -167,13 +178,13 @@ class LevelStack:
         yield from bound.collect(fast)
         yield from letter
         # A sharded sum holds this agent's part of the tail only: the rest comes with the other parts.
-        if bound.mixer.shards == 1:
+        if bound.reads_first:
             self._read_mail(bound, tail)
         self._observe("averaged", bound)
         bound.coefficients = yield from self.line_search.coefficients(bound, self.clock)
         bound.move(self.rates)
         yield from bound.mixer.distribute(fast)
-        if bound.mixer.shards > 1:
+        if not bound.reads_first:
             self._read_mail(bound, tail)
         bound.commit(self.clock)
         yield from self._settle_below(bound)
@@ -217,21 +228,23 @@ class LevelStack:
     def _send_mail(self, bound: BoundLevel) -> tuple[Tensor, list[Work]]:
         """Return where the mail is, and what is under way of it besides the weights."""
         tail = bound.buckets[0].tail
+        self.mail.outgoing.update(bound.pace.says(self.clock - bound.last))
         if not bound.hearing:
             return tail, []
-        self.mail.outgoing["clock"] = self.clock
+        self.mail.outgoing["clock"] = bound.rounds if bound.pace.timed else self.clock
         if bound.level.fast_buffers == "average":
             self.mail.outgoing["buffers"] = fingerprint(self.fast_buffers.signature(bound.buckets))
-        return self.mail.send(tail, bound.hearing, with_weights=bound.mixer.sums_tails)
+        return self.mail.send(tail, bound.hearing, with_weights=bound.sums_mail)
 
     def _read_mail(self, bound: BoundLevel, tail: Tensor) -> None:
         if bound.hearing:
             self.mail.read(tail, bound.hearing.members)
         elif self.communicator.size == 1:
             self.mail.read_own()
-        else:
-            return
-        self.flags = tuple(map(max, self.flags, self.mail.received["flag"]))
+        members = bound.hearing.members if bound.hearing else (self.communicator.rank,)
+        bound.pace.hear(self.mail.received, members, self.clock - bound.last)
+        if bound.hearing or self.communicator.size == 1:
+            self.flags = tuple(map(max, self.flags, self.mail.received["flag"]))
 
     def _open(self) -> Pending:
         """Agree on levels and weights, take agent 0's, and capture the slow weights."""

@@ -4,7 +4,8 @@ Nothing of the package is used here. Every function yields the fast weights of a
 The names are the papers'; where a paper counts rounds t of tau steps, so does the loop.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,6 +96,48 @@ def local_sgd(problem: Problem, tau: int) -> Trajectory:
             for agent in agents:
                 agent.become(average)
         yield now(agents)
+
+
+def rounds_of(problem: Problem, length: Callable[[int, Sequence[Sequence[float]]], int]) -> Trajectory:
+    """Local SGD with rounds of `length(steps done, losses of the last round by step)`."""
+    agents, k, losses = crowd(problem), 0, []
+    while k < problem.steps:
+        tau, losses = length(k, losses), []
+        for i in range(min(tau, problem.steps - k)):
+            losses.append([problem.loss(agent.x.detach(), n) for n, agent in enumerate(agents)])
+            for agent in agents:
+                agent.step(k)
+            k += 1
+            if i == tau - 1:
+                average = mean(agents)
+                for agent in agents:
+                    agent.become(average)
+            yield now(agents)
+
+
+def qsr(problem: Problem, base: int, coefficient: float) -> Trajectory:
+    """arXiv 2310.14423: H = max(H_base, floor((c / eta)^2)) with eta of the first step of the round."""
+    return rounds_of(problem, lambda k, _: max(base, int((coefficient / problem.rate(k)) ** 2)))
+
+
+def adacomm(problem: Problem, start: int, interval: int, decay: float) -> Trajectory:
+    """arXiv 1810.08313: tau_l = ceil(sqrt(F_l / F_0) tau_0), or decay tau_{l-1} where that is no less."""
+    tau, look, first, since = start, 0, 0.0, []
+
+    def length(k: int, losses: Sequence[Sequence[float]]) -> int:
+        nonlocal tau, look, first, since
+        since += [sum(step) / len(step) for step in losses]
+        if not since or k < look:
+            return tau
+        value, since, look = sum(since) / len(since), [], k + interval
+        if not first:
+            first = value
+            return tau
+        fallen = math.ceil(math.sqrt(value / first) * start)
+        tau = fallen if fallen < tau else max(math.floor(decay * tau), 1)
+        return tau
+
+    return rounds_of(problem, length)
 
 
 def post_local_sgd(problem: Problem, tau: int, start: int) -> Trajectory:

@@ -12,6 +12,8 @@ import torch
 from digits_training import Agent, make_agents, mesh_for, same, train
 
 from dist_lookahead import (
+    QSR,
+    AdaComm,
     Alone,
     Cast,
     Copy,
@@ -90,6 +92,13 @@ VARIANTS = {
             Level(Every(1), Exact("local"), Pull(0.5)),
             Level(Every(TAU), Exact("node", shard=True), Pull(1.0, 0.6, follow_lr=True)),
         ]
+    ),
+    "quadratic synchronisation rule": Row(slowmo(QSR(2, 0.06, longest=4), beta=0.6)),
+    "AdaComm": Row(local_sgd(AdaComm(start=3, interval=2)), alone=[]),
+    "weighted by steps": Row([Level(Every(TAU), Exact(weighted="steps"), Copy())], alone=[]),
+    "weighted by samples, sharded": Row(
+        [Level(Every(TAU), Exact(shard=True, weighted="samples"), Pull(1.0, 0.6, follow_lr=True))],
+        alone=ROWS["slowmo"].alone,
     ),
     "gossip, pulled": Row([Level(Every(TAU), Gossip(topology=OnePeerExponential(), rounds=2), Pull(0.5, 0.4))]),
     "parts by name, reset, under SlowMo": Row(

@@ -7,6 +7,7 @@ talking to real processes is not seen here.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import reference
@@ -18,6 +19,8 @@ from noisy_quadratic import FAST, MakeFast, Problem
 from torch import Tensor, nn
 
 from dist_lookahead import (
+    QSR,
+    AdaComm,
     Alone,
     Copy,
     Cosine,
@@ -68,6 +71,7 @@ class Agent:
         gradient = self._problem.gradient(self.weights(), self._rank, k)
         for parameter, piece in zip(self.parameters, gradient.split([p.numel() for p in self.parameters]), strict=True):
             parameter.grad = piece.reshape(parameter.shape)
+        self.optimizer.report(loss=self._problem.loss(self.weights(), self._rank))
         self.optimizer.step()
 
     def weights(self) -> Tensor:
@@ -248,6 +252,28 @@ def test_syncs_fall_after_exactly_tau_steps(tau: int) -> None:
 def test_tau_schedule_is_asked_at_each_sync() -> None:
     problem = Problem(2, steps=24)
     assert sync_steps(problem, local_sgd(Piecewise((1, 4, 6), (3, 10)))) == [1, 2, 3, 7, 11, 17, 23]
+
+
+@pytest.mark.parametrize("agents", [1, 2, 3])
+def test_qsr_is_the_papers_loop(agents: int) -> None:
+    """Breaks if tau is asked with the rate of the round before, or of another step."""
+    problem = Problem(agents, rate=decaying)
+    assert_follows(problem, local_sgd(QSR(3, 0.04)), reference.qsr(problem, 3, 0.04))
+    if agents > 1:
+        assert sync_steps(problem, local_sgd(QSR(3, 0.04))) == [3, 6, 9, 16]
+
+
+@pytest.mark.parametrize("agents", [1, 2, 3])
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_adacomm_is_the_papers_loop(agents: int, decay: float) -> None:
+    """Breaks if losses are lost or counted twice, or agents average them otherwise."""
+    problem = Problem(agents, steps=48)
+    levels = local_sgd(AdaComm(start=5, interval=7, decay=decay))
+    assert_follows(problem, levels, reference.adacomm(problem, 5, 7, decay))
+    if agents > 1:
+        rounds = [b - a for a, b in pairwise(sync_steps(problem, levels))]
+        assert rounds == sorted(rounds, reverse=True)
+        assert rounds[-1] < 5, "tau never moved"
 
 
 def test_alpha_and_beta_schedules_are_taken_at_the_step_of_the_sync() -> None:

@@ -54,6 +54,18 @@ def test_from_every_step_of_a_period(crash_at: int, tmp_path: Path, monkeypatch:
             },
             id="in four bits",
         ),
+        pytest.param(
+            {
+                "agents": 2,
+                "levels": {"recipe": "slowmo", "tau": {"qsr": {"base": 2, "coefficient": 0.05}}, "beta": 0.2},
+                "lr_schedule": {"name": "cosine"},
+            },
+            id="rounds that grow as the rate decays",
+        ),
+        pytest.param(
+            {"agents": 2, "levels": {"recipe": "local_sgd", "tau": {"ada_comm": {"start": 3, "interval": 2}}}},
+            id="rounds that shrink with the loss",
+        ),
         pytest.param({"levels": {"recipe": "multilayer_lookahead", "taus": [2, 2]}}, id="two layers"),
         pytest.param({"precision": "fp16"}, id="fp16 with loss scaling"),
         pytest.param({"precision": "bf16"}, id="bf16"),

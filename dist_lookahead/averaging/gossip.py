@@ -57,6 +57,11 @@ class Gossip:
         """Whether the slow state is split over the agents."""
         return False
 
+    @property
+    def weighted(self) -> None:
+        """What agents are weighted by: the graph, never their work."""
+        return None
+
     def period(self, mesh: Mesh) -> int:
         """Return the number of different turns."""
         turns = self.topology.period(len(mesh.group(self.axis, 0)))

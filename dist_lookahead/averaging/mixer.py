@@ -122,6 +122,11 @@ class Alone:
         """Whether the slow state is split over the agents."""
         return False
 
+    @property
+    def weighted(self) -> None:
+        """What agents are weighted by: nothing."""
+        return None
+
     def period(self, mesh: Mesh) -> int:
         """Return the number of different turns."""
         return 1

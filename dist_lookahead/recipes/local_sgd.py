@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
+from dist_lookahead.adaptive import Tau
 from dist_lookahead.averaging.codec import Codec
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.level import Every, FastBuffers, Level
 from dist_lookahead.move import Copy
-from dist_lookahead.schedule import Piecewise, Scheduled
+from dist_lookahead.schedule import Piecewise
 
 
-def local_sgd(tau: Scheduled = 8, *, codec: Codec | None = None, fast_buffers: FastBuffers = "keep") -> list[Level]:
+def local_sgd(tau: Tau = 8, *, codec: Codec | None = None, fast_buffers: FastBuffers = "keep") -> list[Level]:
     """Local SGD (parallel SGD with periodic averaging): every tau steps x_i <- mean_j x_j.
 
     Args:

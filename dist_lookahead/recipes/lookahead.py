@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dist_lookahead.adaptive import Tau
 from dist_lookahead.averaging.codec import Codec
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
@@ -10,7 +11,7 @@ from dist_lookahead.move import Alpha, Pull
 from dist_lookahead.schedule import Scheduled
 
 
-def lookahead(tau: Scheduled = 5, alpha: Alpha = 0.5, *, fast_buffers: FastBuffers = "keep") -> list[Level]:
+def lookahead(tau: Tau = 5, alpha: Alpha = 0.5, *, fast_buffers: FastBuffers = "keep") -> list[Level]:
     """Lookahead: k steps forward, 1 step back, each agent for itself.
 
     Every tau steps: z <- z + alpha (x - z), x <- z.
@@ -65,7 +66,7 @@ def multilayer_lookahead(
 
 
 def distributed_lookahead(
-    tau: Scheduled = 5,
+    tau: Tau = 5,
     alpha: Alpha = 0.5,
     *,
     shard: bool = False,
@@ -88,7 +89,7 @@ def distributed_lookahead(
 
     Example:
         >>> distributed_lookahead(tau=5, alpha=0.5)[0].mix
-        Exact(axis='world', shard=False, codec=None)
+        Exact(axis='world', shard=False, codec=None, weighted=None)
 
     Reference: Wang, Tantia, Ballas and Rabbat, ICASSP 2020, eq. 4 for two agents.
     """

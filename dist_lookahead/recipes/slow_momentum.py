@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dist_lookahead.adaptive import Tau
 from dist_lookahead.averaging.codec import Codec
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
@@ -12,7 +13,7 @@ from dist_lookahead.schedule import Scheduled
 
 
 def slowmo(
-    tau: Scheduled = 12,
+    tau: Tau = 12,
     alpha: Scheduled = 1.0,
     beta: Scheduled = 0.6,
     *,
@@ -48,7 +49,7 @@ def slowmo(
 
 def slowmo_over(
     base: Sequence[Level],
-    tau: Scheduled = 48,
+    tau: Tau = 48,
     alpha: Scheduled = 1.0,
     beta: Scheduled = 0.6,
     *,
@@ -78,7 +79,7 @@ def slowmo_over(
 
 
 def bmuf(
-    tau: Scheduled = 50,
+    tau: Tau = 50,
     zeta: Scheduled = 1.0,
     eta: Scheduled = 0.875,
     *,
@@ -111,7 +112,7 @@ def bmuf(
 
 
 def diloco(
-    tau: Scheduled = 500,
+    tau: Tau = 500,
     alpha: Scheduled = 0.7,
     beta: Scheduled = 0.9,
     *,
@@ -143,7 +144,7 @@ def diloco(
 
 
 def snoo(
-    tau: Scheduled = 10,
+    tau: Tau = 10,
     alpha: Scheduled = 0.7,
     beta: Scheduled = 0.9,
     *,

@@ -20,9 +20,8 @@ def cell_stacks(levels: Sequence[Level]) -> list[tuple[Level, ...]]:
 
     Example:
         >>> from dist_lookahead import streaming_diloco
-        >>> cell_stacks(streaming_diloco(tau=100, parts=4))
-        [(Level(when=Every(tau=100), mix=Exact(axis='world', shard=False, codec=None), move=Pull(alpha=0.4, beta=0.9, \
-nesterov=True, follow_lr=False)),)]
+        >>> [[level.when for level in stack] for stack in cell_stacks(streaming_diloco(tau=100, parts=4))]
+        [[Every(tau=100)]]
     """
     levels = check_levels(levels)
     named = [level.params for level in levels if isinstance(level.params, Named)]

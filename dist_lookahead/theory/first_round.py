@@ -14,6 +14,7 @@ End = Literal["low", "high"]
 def frozen(levels: Sequence[Level], step: int = 0, *, end: End = "high") -> list[Level]:
     """Return the levels with numbers for all tau, alpha and beta: those of the first round after `step`, and its sync.
 
+    Of an adaptive tau that is the length to begin with: QSR's `base`, which is the shortest, and AdaComm's `start`.
     A tau that is not a multiple of the tau below it is rounded up to one, as the level waits for the level below.
 
     Args:

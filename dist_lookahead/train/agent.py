@@ -110,6 +110,7 @@ class Agent:
         # Counted before the sync, which belongs to this step.
         self.step += 1
         self.loss_sum += loss.detach()
+        self.optimizer.report(loss=loss)
         self.loss_steps += 1
 
     def update(self) -> None:

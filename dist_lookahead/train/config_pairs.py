@@ -9,8 +9,11 @@ from dataclasses import fields
 
 import torch
 
+from dist_lookahead.adaptive import Timed
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.bound_level import bind_levels
+from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, WORLD, Mesh
 from dist_lookahead.notation import is_unknown
@@ -21,7 +24,7 @@ from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
-from dist_lookahead.train.config_mesh import agreeing, sharing_faults, write_mesh
+from dist_lookahead.train.config_mesh import agreeing, shared_axes, sharing_faults, write_mesh
 from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
 from dist_lookahead.train.config_sections import Data, Evaluation, ModelChoice, Performance, Precision, Run, Sync
 from dist_lookahead.train.config_tasks import Feed
@@ -135,6 +138,32 @@ def _shares(mesh: Mesh | None, inner: Inner, levels: Levels) -> Iterator[str]:
         yield from sharing_faults(levels.stack, mesh, inner)
 
 
+def _binds(mesh: Mesh | None, agents: int, inner: Inner, levels: Levels) -> Iterator[str]:
+    """Say what the levels refuse when they meet the agents, unless it has been said."""
+    if any(_axes(mesh, levels)) or any(_shares(mesh, inner, levels)):
+        return
+    crowd, shared = mesh or Mesh((1, agents), NODES), shared_axes(inner)
+    try:
+        list(bind_levels(levels.stack, simulate(crowd)[0], next(iter(shared), None)))
+    except ValueError as error:
+        yield str(error)
+
+
+def _weighs(levels: Levels) -> Iterator[str]:
+    for index, mix in enumerate(level.mix for level in levels.stack):
+        if mix.weighted and not isinstance(levels.stack[index].when.tau, Timed):
+            yield (
+                f"levels[{index}].mix.exact.weighted={mix.weighted!r} has no effect: in a run all agents take equally "
+                "many steps of equally many samples; remove it"
+            )
+    for index, level in enumerate(levels.stack):
+        if isinstance(level.when.tau, Timed):
+            yield (
+                f"levels[{index}].when.every.tau={level.when.tau}: in a run all agents take equally many steps, which "
+                "its length, learning rates and samples are counted in; give a number of steps"
+            )
+
+
 def _averages(levels: Levels, sync: Sync) -> Iterator[str]:
     mixes = [level.mix for level in levels.stack]
     if any(isinstance(mix, Exact) for mix in mixes):
@@ -170,6 +199,8 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _length,
     _model_takes_images,
     _shares,
+    _binds,
+    _weighs,
     _averages,
     _weights,
     _images_have_an_order,

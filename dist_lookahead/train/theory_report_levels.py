@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from dist_lookahead.adaptive import Adaptive
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.level import Level
@@ -29,6 +30,8 @@ def _changes(level: Level, first: Level) -> Iterator[str]:
         value = getattr(given, name, 0.0)
         if name == "alpha" and level.move.searches:
             yield f"alpha is measured at each sync, {value}: both ends are looked at"
+        elif not isinstance(value, int | float) and isinstance(value, Adaptive):
+            yield f"tau = {first.when.tau} is taken for {value}, which depends on how the training goes"
         elif not isinstance(value, int | float):
             yield f"{name} = {number(getattr(taken, name, 0.0))} is that of the first round of {value}"
 
