@@ -5,6 +5,7 @@ from dist_lookahead.averaging.codec import Cast, Quantised, TopK
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
+from dist_lookahead.averaging.push_sum import PushSum
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.comm.topology import (
     BipartiteExponential,
@@ -31,6 +32,7 @@ from dist_lookahead.recipes import (
     lookahead,
     multilayer_lookahead,
     post_local_sgd,
+    sgp,
     slowmo,
     slowmo_over,
     snoo,
@@ -65,6 +67,7 @@ __all__ = [
     "Part",
     "Piecewise",
     "Pull",
+    "PushSum",
     "Quantised",
     "Ring",
     "StaticExponential",
@@ -82,6 +85,7 @@ __all__ = [
     "lookahead",
     "multilayer_lookahead",
     "post_local_sgd",
+    "sgp",
     "simulate",
     "slowmo",
     "slowmo_over",

@@ -11,6 +11,7 @@ from dist_lookahead.averaging.mixer import Memory, Mixer
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Pending
 from dist_lookahead.level import Level
+from dist_lookahead.mass import Mass, mass_of, require_exact_above
 from dist_lookahead.move import slow_step
 from dist_lookahead.pace import Pace
 
@@ -27,6 +28,7 @@ class BoundLevel:
         alike: the agents that average, where they hold the same weights after its sync: a checksum compares them.
         pace: what this agent has done in the round, and how long rounds are where that is not known beforehand.
         due: fast step of the next sync; not after `last` where it is found with the first fast step of the round.
+        mass: of push-sum, where it is not always 1.
         buckets: the weights of the level.
         slow: z per bucket, the part that this agent owns; empty without slow weights.
         momentum: v per bucket, likewise.
@@ -45,6 +47,7 @@ class BoundLevel:
     alike: Communicator | None
     pace: Pace
     due: int
+    mass: Mass | None = None
     buckets: list[Bucket] = field(default_factory=list)
     slow: list[Tensor] = field(default_factory=list)
     momentum: list[Tensor] = field(default_factory=list)
@@ -147,6 +150,8 @@ class BoundLevel:
 
     def commit(self, step: int) -> None:
         """Count the sync; one in the middle of a round leaves the schedule as it was."""
+        if self.mass:
+            self.mass.mix(self.rounds)
         self.last, self.rounds = step, self.rounds + 1
         self.pace.end_round()
         if step >= self.due:
@@ -191,10 +196,12 @@ def bind_levels(
         cells: the levels that act on the same parameters, innermost first; by default those that there can be.
 
     Raises:
-        ValueError: for a level that splits its slow weights over agents that do not hold the same.
+        ValueError: for a level that splits its slow weights over agents that do not hold the same, and for others that
+            do not fit each other or the agents.
     """
     mesh = communicator.mesh
     shared = mesh.axes(data_parallel) if data_parallel else ()
+    require_exact_above(levels, cells, mesh)
     for index, (level, agents) in enumerate(zip(levels, likeness(levels, mesh, shared, cells), strict=True)):
         below, alike = agents.before, agents.after
         mixer = level.mix.bind(communicator, below)
@@ -215,4 +222,5 @@ def bind_levels(
             )
         agreeing = group and set(group.members) <= set(mesh.group(alike, communicator.rank))
         due = 0 if pace.adaptive else level.when.after(0)
-        yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, pace, due)
+        mass = mass_of(level.mix, mesh, communicator.rank)
+        yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, pace, due, mass)

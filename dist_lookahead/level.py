@@ -1,7 +1,7 @@
 """A training method is a stack of levels, innermost first, and a level is `when` x `mix` x `move`.
 
     when   at which fast steps the level fires                  Every(tau)
-    mix    with whom the average is taken, and in what code     Alone(), Exact(axis, shard, codec), Gossip(axis, ..)
+    mix    with whom the average is taken, and in what code     Alone(), Exact(axis, ..), Gossip(axis, ..), PushSum(..)
     move   how the slow weights move toward the average         Copy(), Pull(alpha, beta, nesterov, follow_lr)
 
 Known methods are points in this product:
@@ -16,7 +16,7 @@ Known methods are points in this product:
     BMUF                      (tau, Exact, Pull(zeta, eta))
     DiLoCo                    (tau, Exact, Pull(alpha, beta, nesterov))
     SNOO                      (tau, Alone, Pull(alpha, beta, nesterov))
-    D-PSGD                    (tau, Gossip, Copy)
+    D-PSGD, SGP               (tau, Gossip, Copy), (tau, PushSum, Copy)
     SlowMo over D-PSGD        (1, Gossip, Copy), (tau, Exact, Pull(alpha, beta, follow_lr))
 
 Levels are pure descriptions: frozen, without tensors, comparable, written to YAML and back (`notation.py`).
@@ -32,12 +32,13 @@ from typing import Any, Literal, get_args
 
 from dist_lookahead.adaptive import Adaptive, Tau, Timed, check_tau
 from dist_lookahead.averaging.exact import Exact
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import Gossip, OnGraph
 from dist_lookahead.averaging.mixer import Alone
+from dist_lookahead.averaging.push_sum import PushSum
 from dist_lookahead.fragments import WHOLE, Params, surely_share
 from dist_lookahead.move import Copy, Move
 
-Mix = Alone | Exact | Gossip
+Mix = Alone | Exact | Gossip | PushSum
 FastBuffers = Literal["keep", "reset", "average"]
 
 
@@ -84,7 +85,7 @@ class Level:
 
     Args:
         when: `Every(tau)`.
-        mix: `Alone()`, `Exact(axis, shard, codec)` or `Gossip(axis, topology, rounds)`.
+        mix: `Alone()`, `Exact(axis, shard, codec)`, `Gossip(axis, topology, rounds)` or `PushSum(..)`.
         move: `Copy()` or `Pull(alpha, beta, nesterov, follow_lr)`.
         fast_buffers: what becomes of what lies below when the level fires. The fast optimizer's buffers (momentum,
             Adam's moments) are kept as they are, reset to those of a new optimizer, or averaged over the level's
@@ -180,9 +181,15 @@ def _fault(mix: Mix, move: Move, fast_buffers: FastBuffers) -> str | None:
         return "Level(mix=Alone(), move=Copy()) has no effect: average with mix=Exact() or pull with move=Pull()"
     if isinstance(mix, Alone) and fast_buffers == "average":
         return "Level.fast_buffers='average' has no effect with mix=Alone(): use 'keep' or 'reset', or mix=Exact()"
-    if isinstance(mix, Gossip) and fast_buffers == "average":
+    if isinstance(mix, OnGraph) and fast_buffers == "average":
         return (
-            "Level.fast_buffers='average' needs a mean of all, mix=Exact(), and not mix=Gossip(): use 'keep' or 'reset'"
+            f"Level.fast_buffers='average' needs a mean of all, mix=Exact(), and not mix={type(mix).__name__}(): "
+            "use 'keep' or 'reset'"
+        )
+    if isinstance(mix, PushSum) and not isinstance(move, Copy):
+        return (
+            f"mix=PushSum() with move={move}: what agents get are multiples of means, and slow weights are not; use "
+            "move=Copy(), and pull in a level with mix=Exact() above"
         )
     if isinstance(mix, Gossip) and move.searches:
         return "mix=Gossip() with alpha=Optimal: each agent would find another alpha; give a number, or mix=Exact()"

@@ -15,6 +15,7 @@ from dist_lookahead.averaging.codec import Cast, Quantised, TopK
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
+from dist_lookahead.averaging.push_sum import PushSum
 from dist_lookahead.comm.topology import (
     BipartiteExponential,
     Complete,
@@ -34,7 +35,7 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
-MIXES = (Alone, Exact, Gossip)
+MIXES = (Alone, Exact, Gossip, PushSum)
 TOPOLOGIES = (Ring, Complete, OnePeerExponential, StaticExponential, BipartiteExponential, Graph)
 NAMES: dict[str, type] = {
     _snake(c.__name__): c

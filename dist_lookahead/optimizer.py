@@ -135,7 +135,11 @@ class DistributedLookahead(Optimizer):
         if closure is None and self._is_probe():
             return self.inner.step(closure)
         self.stack.begin_step()
-        loss = self._fast_step(closure)
+        try:
+            loss = self._fast_step(closure)
+        except BaseException:
+            self.stack.take_out_mass()
+            raise
         if closure is not None:
             self.report(loss=loss)
         self.stack.end_step()
@@ -281,6 +285,11 @@ class DistributedLookahead(Optimizer):
         )
 
     def _fast_step(self, closure: Callable[[], float] | None) -> float | None:
+        if closure is not None and self.stack.is_biased:
+            raise ValueError(
+                "step(closure) with mix=PushSum: the closure would see weights times their mass during the step; "
+                "compute loss and gradients before step(), and give it no closure"
+            )
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is None:
             return self.inner.step(closure)

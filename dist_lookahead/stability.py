@@ -11,7 +11,7 @@ from itertools import product
 from torch.optim import Optimizer
 
 from dist_lookahead.averaging.exact import Exact
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import OnGraph
 from dist_lookahead.fragments import Named
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import WORLD, Mesh
@@ -70,7 +70,7 @@ def _momenta(inner: Optimizer) -> Iterator[tuple[float, bool]]:
 
 
 def _as_exact(level: Level) -> Level:
-    return replace(level, mix=Exact(level.mix.axis)) if isinstance(level.mix, Gossip) else level
+    return replace(level, mix=Exact(level.mix.axis)) if isinstance(level.mix, OnGraph) else level
 
 
 def _mesh(levels: Sequence[Level], agents: int) -> int | Mesh:

@@ -22,6 +22,7 @@ from dist_lookahead.inventory import Inventory
 from dist_lookahead.level import Level, check_levels
 from dist_lookahead.line_search import LineSearch, Probe
 from dist_lookahead.mail import Mail, fingerprint
+from dist_lookahead.mass import Mass
 from dist_lookahead.model_buffers import ModelBuffers
 from dist_lookahead.observer import Observer
 from dist_lookahead.pace import mail_fields
@@ -76,6 +77,7 @@ class LevelStack:
         self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
         cells = self.inventory.cells(levels)
         self.bound += bind_levels(check_levels(levels, cells), communicator, data_parallel, cells)
+        self._masses = [(bound.mass, bound.buckets) for bound in self.bound if bound.mass]
         self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
         self.model_buffers = ModelBuffers(model)
         self.line_search = LineSearch(levels, probe, model)
@@ -99,6 +101,11 @@ class LevelStack:
         return min(bound.due for bound in self.bound)
 
     @property
+    def is_biased(self) -> bool:
+        """Whether weights have a mass, by push-sum."""
+        return bool(self._masses)
+
+    @property
     def settled(self) -> bool:
         """Whether all levels have fired after the last fast step."""
         return all(bound.last == self.clock for bound in self.bound)
@@ -115,6 +122,7 @@ class LevelStack:
             bound.begin_round(self.clock, self.inner.param_groups[0].get("lr"))
         if self._follows_lr:
             self._rates = [_rate(group) for group in self.inner.param_groups]
+        self.put_in_mass()
 
     def end_step(self) -> None:
         """After a fast step: fire the levels that are due."""
@@ -123,6 +131,22 @@ class LevelStack:
             bound.pace.step()
         if self.clock >= self.next_due and (due := self._due()):
             self.communicator.run(self._sync(due))
+        else:
+            self.take_out_mass()
+
+    def put_in_mass(self) -> None:
+        """Turn the weights at which gradients are taken into those that are stepped and averaged."""
+        for mass, buckets in self._masses:
+            mass.put_in(buckets)
+
+    def take_out_mass(self) -> None:
+        """Undo `put_in_mass`."""
+        for mass, buckets in self._masses:
+            mass.take_out(buckets)
+
+    def mass_of(self, bucket: Bucket) -> Mass | None:
+        """Return the mass of a bucket's weights, None where it is 1."""
+        return next((mass for mass, buckets in self._masses if bucket in buckets), None)
 
     def end_round(self) -> Pending:
         """Come to the next sync without a fast step, and fire the levels that are due."""
@@ -132,6 +156,7 @@ class LevelStack:
 
     def flush(self) -> None:
         """Fire every level that has not fired after the last fast step; its next sync stays where it was due."""
+        self.put_in_mass()
         self.communicator.run(self._sync([bound for bound in self.bound if bound.last != self.clock]))
 
     def raise_flag(self, value: int) -> None:
@@ -168,6 +193,7 @@ class LevelStack:
                 self._fall_back(bound)
                 raise
         self.inventory.scatter(buckets)
+        self.take_out_mass()
         yield from self.inventory.join(joining, due)
 
     def _fire(self, bound: BoundLevel) -> Pending:
@@ -200,6 +226,8 @@ class LevelStack:
         choice = bound.level.fast_buffers
         for lower in self.bound[: bound.index]:
             lower.follow(bound.buckets)
+            if lower.mass and lower.shares(bound):
+                lower.mass.reset()
             if choice == "reset":
                 lower.reset_momentum(bound.buckets)
         if choice == "reset":

@@ -9,6 +9,7 @@ from torch import Tensor
 from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Pending
+from dist_lookahead.mass import biased
 from dist_lookahead.stack import LevelStack
 
 
@@ -89,7 +90,7 @@ def _write(stack: LevelStack, flats: list[Tensor]) -> None:
 def _average(stack: LevelStack) -> Pending:
     if stack.communicator.size == 1:
         return
-    sums = [bucket.weights.clone() for bucket in stack.buckets]
+    sums = [biased(stack.mass_of(bucket), bucket.weights) for bucket in stack.buckets]
     yield from [stack.communicator.all_reduce(flat) for flat in sums]
     for flat in sums:
         flat.div_(stack.communicator.size)

@@ -34,6 +34,12 @@ class Fast:
         self.x.grad = self._problem.gradient(self.x.detach(), self._agent, k)
         self._optimizer.step()
 
+    def step_from(self, k: int, mass: Tensor) -> None:
+        """A step of x with the gradient at x / mass."""
+        self._optimizer.param_groups[0]["lr"] = self._problem.rate(k)
+        self.x.grad = self._problem.gradient(self.x.detach() / mass, self._agent, k)
+        self._optimizer.step()
+
     def buffers(self) -> dict[str, Tensor]:
         return self._optimizer.state[self.x]
 
@@ -357,3 +363,30 @@ def stack(problem: Problem, layers: Sequence[Layer]) -> Trajectory:
             if layer.buffers == "average":
                 average_buffers(agents)
         yield now(agents)
+
+
+def sgp(problem: Problem, shares: Tensor, tau: int = 1, slow: tuple[int, float, float] | None = None) -> Trajectory:
+    """arXiv 1811.10792, Algorithm 1: gradients at z = x / w, steps of x, then x_j <- sum_i p_ji x_i, and w alike.
+
+    Yields z. `shares` has p_ji in row i and column j. With slow = (tau, alpha, beta) SlowMo's exact average over it,
+    arXiv 1910.00643, Algorithm 1, of the x, after which all weights w are 1.
+    """
+    agents = crowd(problem)
+    w = torch.ones(len(agents), dtype=torch.float64)
+    x0, u = problem.start.clone(), torch.zeros_like(problem.start)
+    for k in range(problem.steps):
+        for agent, own in zip(agents, w, strict=True):
+            agent.step_from(k, own)
+        if (k + 1) % tau == 0:
+            x = shares.T @ now(agents)
+            w = shares.T @ w
+            for agent, own in zip(agents, x, strict=True):
+                agent.become(own)
+        if slow and (k + 1) % slow[0] == 0:
+            gamma = problem.rate(k)
+            u = slow[2] * u + (x0 - mean(agents)) / gamma
+            x0 = x0 - slow[1] * gamma * u
+            w = torch.ones_like(w)
+            for agent in agents:
+                agent.become(x0)
+        yield now(agents) / w[:, None]

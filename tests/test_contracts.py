@@ -39,6 +39,7 @@ from dist_lookahead import (
     multilayer_lookahead,
     post_local_sgd,
     recipes,
+    sgp,
     slowmo,
     slowmo_over,
     snoo,
@@ -74,6 +75,7 @@ ROWS = {
         alone=[replace(level, mix=Alone()) for level in streaming_diloco(TAU, 2, 0.7, 0.6)],
     ),
     "dpsgd": Row(dpsgd(tau=TAU), alone=[]),
+    "sgp": Row(sgp(tau=TAU), alone=[]),
     "slowmo_over": Row(
         slowmo_over(dpsgd(), TAU, beta=0.6), alone=[Level(Every(TAU), Alone(), Pull(1.0, 0.6, follow_lr=True))]
     ),

@@ -13,8 +13,9 @@ from digits_training import batch, make_agents, same, train
 from test_contracts import ALL, TAU, Row
 from torch import Tensor, nn
 
-from dist_lookahead import Cast, DistributedLookahead, Exact, Gossip, Level, Mesh, simulate
+from dist_lookahead import Cast, DistributedLookahead, Exact, Level, Mesh, simulate
 from dist_lookahead.adaptive import Adaptive
+from dist_lookahead.averaging.gossip import OnGraph
 
 LAST = 2 * TAU + 1
 each_row = pytest.mark.parametrize("row", ALL.values(), ids=ALL)
@@ -118,7 +119,7 @@ def across_nodes(levels: Sequence[Level]) -> list[Level]:
     """The levels with each gossip across nodes: inside one, agents that share their gradients stay alike."""
     return [
         dataclasses.replace(level, mix=dataclasses.replace(level.mix, axis="node"))
-        if isinstance(level.mix, Gossip)
+        if isinstance(level.mix, OnGraph)
         else level
         for level in levels
     ]

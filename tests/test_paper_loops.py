@@ -27,10 +27,12 @@ from dist_lookahead import (
     DistributedLookahead,
     Every,
     Exact,
+    Graph,
     Level,
     Linear,
     Piecewise,
     Pull,
+    PushSum,
     bmuf,
     diloco,
     distributed_lookahead,
@@ -41,6 +43,7 @@ from dist_lookahead import (
     multilayer_lookahead,
     post_local_sgd,
     recipes,
+    sgp,
     simulate,
     slowmo,
     slowmo_over,
@@ -112,6 +115,7 @@ class Method:
     rate: Callable[[int], float] = decaying
 
 
+HALVES = torch.full((2, 2), 0.5, dtype=torch.float64)
 METHODS = {
     "lookahead": Method(lookahead(4, 0.5), partial(reference.lookahead, k=4, alpha=0.5)),
     "multilayer_lookahead": Method(
@@ -138,6 +142,8 @@ METHODS = {
         partial(reference.streaming_diloco, h=4, fragments=(slice(0, 6), slice(6, 11)), alpha=0.4, beta=0.9),
     ),
     "dpsgd": Method(dpsgd(tau=2), partial(reference.dpsgd, tau=2), agents=(1, 2, 3, 5)),
+    # With two agents its graph has the weights 1/2, with one there is nobody to hear.
+    "sgp": Method(sgp(tau=2), partial(reference.sgp, shares=HALVES, tau=2), agents=(2,)),
     "slowmo_over": Method(
         slowmo_over(dpsgd(), 4, 0.9, 0.6),
         partial(reference.slowmo_over_dpsgd, tau=4, alpha=0.9, beta=0.6),
@@ -159,6 +165,32 @@ def test_all_recipes_have_a_loop_to_be_compared_with() -> None:
     """Breaks when a recipe is added without its paper's loop."""
     public = set(recipes.__all__)
     assert public == set(METHODS)
+
+
+# --- push-sum in a graph where agents do not hear as many as hear them
+
+UNEVEN = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.5, 0.5], [0.0, 1.0, 0.0]], dtype=torch.float64)
+LATER = torch.tensor([[0.2, 0.8, 0.0], [0.3, 0.3, 0.4], [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("fast", FAST.values(), ids=FAST)
+@pytest.mark.parametrize("tau", [1, 2])
+def test_push_sum_is_the_papers_loop_where_masses_differ(tau: int, fast: MakeFast) -> None:
+    problem = Problem(3, fast, decaying)
+    assert_follows(problem, sgp(Graph(UNEVEN), tau), reference.sgp(problem, UNEVEN, tau))
+
+
+def test_slowmo_over_push_sum_averages_what_has_mass() -> None:
+    """Breaks if the exact average took the mean of x / w, which is not the mean that push-sum keeps."""
+    problem = Problem(3, FAST["momentum"], decaying)
+    levels = slowmo_over(sgp(Graph(UNEVEN)), 4, 0.9, 0.6)
+    assert_follows(problem, levels, reference.sgp(problem, UNEVEN, slow=(4, 0.9, 0.6)))
+
+
+def test_push_sum_in_rounds_is_the_product_of_its_turns() -> None:
+    problem = Problem(3, FAST["momentum"], decaying)
+    levels = [Level(Every(2), PushSum(topology=Graph([UNEVEN.tolist(), LATER.tolist()]), rounds=2), Copy())]
+    assert_follows(problem, levels, reference.sgp(problem, UNEVEN @ LATER, tau=2))
 
 
 # --- any stack

@@ -3,7 +3,7 @@
 Every recipe returns a list of `Level`s, to be used as it is, changed, or extended by further levels.
 """
 
-from dist_lookahead.recipes.gossip import dpsgd
+from dist_lookahead.recipes.gossip import dpsgd, sgp
 from dist_lookahead.recipes.local_sgd import hierarchical_local_sgd, local_sgd, post_local_sgd
 from dist_lookahead.recipes.lookahead import distributed_lookahead, lookahead, multilayer_lookahead
 from dist_lookahead.recipes.slow_momentum import bmuf, diloco, slowmo, slowmo_over, snoo, streaming_diloco
@@ -18,6 +18,7 @@ __all__ = [
     "lookahead",
     "multilayer_lookahead",
     "post_local_sgd",
+    "sgp",
     "slowmo",
     "slowmo_over",
     "snoo",

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import mul
 
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import OnGraph
 from dist_lookahead.averaging.mixer import Alone
 from dist_lookahead.level import Level, check_levels
 from dist_lookahead.theory.cells import require_one_cell
@@ -96,7 +96,7 @@ def _why_not(level: Level, agents: int, *, nested: bool) -> str | None:
         return f"slow momentum beta={settings['beta']} in a stack of several levels"
     if isinstance(mix, Alone):
         return f"mix=Alone() with agents={agents}: its slow weights differ between agents" if agents > 1 else None
-    if isinstance(mix, Gossip) and agents > 1:
+    if isinstance(mix, OnGraph) and agents > 1:
         return f"mix={mix}: its agents do not hold their mean"
     return f"it averages along axis={mix.axis!r}, over part of the agents" if mix.axis != "world" else None
 

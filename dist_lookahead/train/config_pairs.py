@@ -11,7 +11,7 @@ import torch
 
 from dist_lookahead.adaptive import Timed
 from dist_lookahead.averaging.exact import Exact
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import OnGraph
 from dist_lookahead.bound_level import bind_levels
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.level import Level
@@ -128,7 +128,7 @@ def _model_takes_images(data: Data, model: ModelChoice) -> Iterator[str]:
 def _axes(mesh: Mesh | None, levels: Levels) -> Iterator[str]:
     names = (*(NODES if mesh is None else mesh.names), WORLD)
     for index, mix in enumerate(level.mix for level in levels.stack):
-        if isinstance(mix, Exact | Gossip) and mix.axis not in names:
+        if isinstance(mix, Exact | OnGraph) and mix.axis not in names:
             where = f"levels[{index}].mix.{type(mix).__name__.lower()}.axis={mix.axis!r}"
             yield f"{where} {is_unknown(mix.axis, names)}, as mesh says"
 

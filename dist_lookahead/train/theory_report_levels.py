@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from dist_lookahead.adaptive import Adaptive
 from dist_lookahead.averaging.exact import Exact
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import OnGraph
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import WORLD
 from dist_lookahead.move import Pull
@@ -42,7 +42,7 @@ def _when(first: Level) -> str:
 
 
 def _whose(level: Level) -> str:
-    if isinstance(level.mix, Gossip):
+    if isinstance(level.mix, OnGraph):
         times = f", {level.mix.rounds} times" if level.mix.rounds > 1 else ""
         return f"over the neighbours in a graph, {type(level.mix.topology).__name__}{times}"
     if not isinstance(level.mix, Exact):
@@ -54,7 +54,7 @@ def _whose(level: Level) -> str:
 
 def _formula(level: Level, first: Level, index: int) -> str:
     mean = "mean x" if level.mix.communicates else "x"
-    if isinstance(level.mix, Gossip):
+    if isinstance(level.mix, OnGraph):
         mean = "(neighbours' mean x)"
     if not isinstance(first.move, Pull):
         return f"x <- {mean}"

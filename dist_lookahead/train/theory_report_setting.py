@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dist_lookahead.averaging.exact import Exact
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import OnGraph
 from dist_lookahead.fragments import WHOLE
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, WORLD, Mesh
@@ -174,7 +174,7 @@ def _a_few(values: list[float]) -> tuple[float, ...]:
 def _along(config: Config) -> list[str]:
     """The axes along which levels average, "world" aside."""
     mixes = [level.mix for level in config.levels.stack]
-    return [mix.axis for mix in mixes if isinstance(mix, Exact | Gossip) and mix.axis != WORLD]
+    return [mix.axis for mix in mixes if isinstance(mix, Exact | OnGraph) and mix.axis != WORLD]
 
 
 def _mesh(config: Config, agents: int) -> Mesh | None:
@@ -193,7 +193,7 @@ def _mesh_faults(config: Config, agents: int) -> Iterator[str]:
 
 def _gossip_faults(agents: int, config: Config) -> Iterator[str]:
     """Say whether a graph fits the agents, and whether they are too many to look at all of them."""
-    gossips = [(index, mix) for index, level in enumerate(config.levels.stack) if isinstance(mix := level.mix, Gossip)]
+    gossips = [(index, mix) for index, level in enumerate(config.levels.stack) if isinstance(mix := level.mix, OnGraph)]
     if gossips and agents > MOST_THAT_GOSSIP:
         yield f"agents={agents}: of agents that gossip all are looked at; use --agents {MOST_THAT_GOSSIP} or fewer"
         return
