@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Work
+from dist_lookahead.sharded import local
 
 
 class FastBuffers:
@@ -63,7 +64,7 @@ class FastBuffers:
             for key in sorted(state):
                 value = state[key]
                 if isinstance(value, Tensor) and value.is_floating_point():
-                    found.append((weight.name, key, value))
+                    found.append((weight.name, key, local(value)))
         return found
 
 

@@ -13,6 +13,7 @@ from dist_lookahead.comm.communicator import Communicator, Pending
 from dist_lookahead.fragments import covering, require_parameters
 from dist_lookahead.level import Level
 from dist_lookahead.roster import Roster, describe
+from dist_lookahead.sharded import reshard, sharding_modules
 
 Cover = tuple[int, ...]  # the levels that act on a parameter
 
@@ -37,6 +38,7 @@ class Inventory:
         tail: int,
     ) -> None:
         self.buckets: list[Bucket] = []
+        self._sharding = sharding_modules(model)
         self._roster = Roster(inner, model)
         self._communicator = communicator
         self._bound = bound
@@ -70,7 +72,7 @@ class Inventory:
         """
         weights = self._roster.joining([])
         lines = [*settings, *describe(weights), *describe(self._roster.untrained(), "untrained tensor")]
-        yield from require_same(self._communicator, lines, weights[0].parameter.device)
+        yield from require_same(self._communicator, lines, weights[0].tensor.device)
         self._build([(weights, _covers([bound.level for bound in self._bound], weights))])
         yield from self._take_from_first()
 
@@ -89,16 +91,19 @@ class Inventory:
 
     def gather(self, buckets: Sequence[Bucket]) -> None:
         """Bring the present weights into the buckets."""
+        reshard(self._sharding)
         for bucket in buckets:
             bucket.gather()
 
     def scatter(self, buckets: Sequence[Bucket]) -> None:
         """Bring the weights in the buckets out to the model."""
+        reshard(self._sharding)
         for bucket in buckets:
             bucket.scatter()
 
     def require_live(self) -> None:
         """Refuse to go on with parameters that the model has no longer."""
+        reshard(self._sharding)
         self._roster.require_live(self.buckets)
 
     def refit(self) -> None:
@@ -136,7 +141,7 @@ class Inventory:
         if not weights or not self._may_join(due):
             return
         if not any(bound.hearing for bound in due):
-            yield from require_same(self._communicator, describe(weights), weights[0].parameter.device)
+            yield from require_same(self._communicator, describe(weights), weights[0].tensor.device)
         new = list(self._make_buckets(weights, _covers([bound.level for bound in self._bound], weights)))
         if self._communicator.size > 1:
             yield from [self._communicator.all_reduce(bucket.fast) for bucket, _ in new]
@@ -180,7 +185,7 @@ class Inventory:
     def _take_from_first(self) -> Pending:
         if self._communicator.size == 1:
             return
-        others = [weight.parameter.data for weight in self._roster.untrained()]
+        others = [weight.tensor.data for weight in self._roster.untrained()]
         weights = [bucket.fast for bucket in self.buckets]
         yield from [self._communicator.broadcast(tensor) for tensor in [*weights, *others]]
         self.scatter(self.buckets)
@@ -188,5 +193,5 @@ class Inventory:
 
 def _covers(levels: Sequence[Level], weights: Sequence[Weight]) -> list[Cover]:
     """Return which levels act on each weight."""
-    sizes = [weight.parameter.nbytes for weight in weights]
+    sizes = [weight.parameter.numel() * weight.parameter.element_size() for weight in weights]
     return covering([level.params for level in levels], [weight.name for weight in weights], sizes)

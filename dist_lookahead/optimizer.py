@@ -14,6 +14,8 @@ from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import default_communicator
 from dist_lookahead.join import join
 from dist_lookahead.level import Level
+from dist_lookahead.replicas import replicas
+from dist_lookahead.sharded import count_nonzero
 from dist_lookahead.stability import instabilities
 from dist_lookahead.stack import LevelStack
 
@@ -33,7 +35,8 @@ class DistributedLookahead(Optimizer):
         model: gives parameters their names, and the buffers to average; all its weights are taken from agent 0.
             Without it only the optimizer's parameters are looked after.
         mesh: of all processes, a `Mesh` or torch's own `DeviceMesh`, whose axes levels may average along; by default
-            "node" and "local", torchrun's nodes and the processes on each of them.
+            "node" and "local", torchrun's nodes and the processes on each of them. Parameters may be split along one of
+            them by `fully_shard`: an agent is then all processes along it, and levels average along the others.
         communicator: this agent's end, for simulated agents; by default that of the default process group over the
             mesh, or of a single agent.
         data_parallel: axis of the mesh along which agents average their gradients in each fast step already, by DDP
@@ -96,10 +99,12 @@ class DistributedLookahead(Optimizer):
             )
         self.inner = inner
         self.__setstate__({})
+        everybody = default_communicator(mesh) if communicator is None else communicator
         self.stack = LevelStack(
             inner,
             levels,
-            communicator=default_communicator(mesh) if communicator is None else communicator,
+            communicator=replicas(inner, levels, everybody, data_parallel),
+            everybody=everybody,
             model=model,
             average_buffers=model_buffers == "average",
             check_every=check_every,
@@ -281,7 +286,7 @@ class DistributedLookahead(Optimizer):
         move the clock, not even in the middle of a training.
         """
         return all(_is_zero(group.get("lr")) for group in self.param_groups) and not any(
-            p.grad is not None and bool(p.grad.count_nonzero()) for group in self.param_groups for p in group["params"]
+            p.grad is not None and bool(count_nonzero(p.grad)) for group in self.param_groups for p in group["params"]
         )
 
     def _fast_step(self, closure: Callable[[], float] | None) -> float | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.notation import to_plain
+from dist_lookahead.sharded import local, split_like
 
 
 def save(bounds: Sequence[BoundLevel]) -> list[dict[str, Any]]:
@@ -57,7 +58,7 @@ def load(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
         kept += zip(own["residuals"], state.get("residuals", []), strict=True)
         for pieces, loaded in kept:
             for parameter, piece in pieces.items():
-                piece.copy_(loaded[parameter])
+                local(piece).copy_(local(loaded[parameter]))
         bound.due, bound.last, bound.rounds = state["due"], state["last"], state["rounds"]
         if "pace" in state:  # there was none once
             bound.pace.load(state["pace"])
@@ -94,7 +95,7 @@ def _pieces(buckets: Sequence[Bucket], flats: Sequence[Tensor], stretches: Seque
     for bucket, flat, kept in zip(buckets, flats, stretches, strict=False):
         for slot in bucket.slots:
             if _is_whole(kept, bucket):
-                pieces[slot.weight.name] = slot.of(flat)
+                pieces[slot.weight.name] = split_like(slot.weight.parameter, slot.of(flat))
             else:
                 low, high = (min(max(edge, kept.start), kept.stop) - kept.start for edge in (slot.start, slot.stop))
                 pieces[slot.weight.name] = flat[low:high]

@@ -47,6 +47,7 @@ class LevelStack:
             after its first); 0 for never again.
         probe: computes gradients for levels with alpha=Optimal.
         data_parallel: axis along which agents share their gradients in each fast step, and so their weights.
+        everybody: this process's end of all processes, where an agent is several, over which buffers are averaged.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class LevelStack:
         check_every: int = 0,
         probe: Probe | None = None,
         data_parallel: str | None = None,
+        everybody: Communicator | None = None,
     ) -> None:
         levels = check_levels(levels)
         self.inner = inner
         # A compiled module wraps the model; what is saved must not depend on that.
         self.model = model = getattr(model, "_orig_mod", model)
         self.communicator = communicator
+        self.everybody = everybody or communicator
         self.average_buffers = average_buffers
         self.check_every = check_every
         self.clock = 0
@@ -236,8 +239,8 @@ class LevelStack:
             yield from self.fast_buffers.average(bound.mixer.group, bound.buckets)
 
     def _settle_buffers(self, bound: BoundLevel) -> Pending:
-        if bound.mixer.group and self.average_buffers:
-            yield from self.model_buffers.average(self.communicator)
+        if (bound.mixer.group or self.everybody.size > self.communicator.size) and self.average_buffers:
+            yield from self.model_buffers.average(self.everybody)
         self.model_buffers.capture()
 
     def _check_shared_gradients(self, due: Sequence[BoundLevel]) -> Pending:

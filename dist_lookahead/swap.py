@@ -61,15 +61,14 @@ def _take_slow(stack: LevelStack, bucket: Bucket) -> None:
     outer = stack.inventory.outermost(bucket)
     if outer.last != stack.clock:
         bucket.weights.copy_(outer.slow[outer.buckets.index(bucket)][: bucket.weights_end])
-        bucket.scatter()
+        stack.inventory.scatter([bucket])
 
 
 Saved = tuple[list[Tensor], dict[str, Tensor]]
 
 
 def _save(stack: LevelStack) -> Saved:
-    for bucket in stack.buckets:
-        bucket.gather()
+    stack.inventory.gather(stack.buckets)
     return [bucket.weights.clone() for bucket in stack.buckets], stack.model_buffers.values()
 
 
@@ -83,16 +82,16 @@ def _restore(stack: LevelStack, saved: Saved) -> None:
 def _write(stack: LevelStack, flats: list[Tensor]) -> None:
     for bucket, flat in zip(stack.buckets, flats, strict=True):
         bucket.weights.copy_(flat[: bucket.weights_end])
-        bucket.scatter()
+    stack.inventory.scatter(stack.buckets)
 
 
 @torch.no_grad()
 def _average(stack: LevelStack) -> Pending:
-    if stack.communicator.size == 1:
+    if stack.everybody.size == 1:
         return
     sums = [biased(stack.mass_of(bucket), bucket.weights) for bucket in stack.buckets]
-    yield from [stack.communicator.all_reduce(flat) for flat in sums]
+    yield from [stack.communicator.all_reduce(flat) for flat in sums if stack.communicator.size > 1]
     for flat in sums:
         flat.div_(stack.communicator.size)
     _write(stack, sums)
-    yield from stack.model_buffers.average(stack.communicator)
+    yield from stack.model_buffers.average(stack.everybody)

@@ -18,7 +18,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 MAY_IMPORT = {
     "schedule": set(),
     "adaptive": {"schedule"},
-    "bucket": set(),
+    "sharded": set(),
+    "bucket": {"sharded"},
     "mesh": set(),
     "comm": {"mesh"},
     "averaging": {"comm", "mesh"},
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "stability": {"averaging", "fragments", "level", "mesh", "theory"},
     "figures": {"", "level", "notation", "theory"},
 }
-MAY_BE_DISTRIBUTED = ("comm.process_group", "train")
+MAY_BE_DISTRIBUTED = ("comm.process_group", "sharded", "train")  # `sharded` knows the types of split parameters
 
 
 def module_name(path: Path) -> str:

@@ -261,7 +261,7 @@ class Trainer:
 
     def _outcome(self, signum: int | None, seconds: float) -> Outcome:
         stack = self.agents[0].optimizer.stack
-        weights = sum(slot.weight.parameter.nbytes for bucket in stack.buckets for slot in bucket.slots)
+        weights = sum(slot.weight.tensor.nbytes for bucket in stack.buckets for slot in bucket.slots)
         return Outcome(
             signal=signum,
             step=self.step,
