@@ -10,6 +10,7 @@ from dist_lookahead.alike import likeness
 from dist_lookahead.averaging.mixer import Memory, Mixer
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Pending
+from dist_lookahead.fragments import possible_cells
 from dist_lookahead.level import Level
 from dist_lookahead.mass import Mass, mass_of, require_exact_above
 from dist_lookahead.move import slow_step
@@ -201,6 +202,7 @@ def bind_levels(
     """
     mesh = communicator.mesh
     shared = mesh.axes(data_parallel) if data_parallel else ()
+    cells = cells or possible_cells([level.params for level in levels])
     require_exact_above(levels, cells, mesh)
     for index, (level, agents) in enumerate(zip(levels, likeness(levels, mesh, shared, cells), strict=True)):
         below, alike = agents.before, agents.after

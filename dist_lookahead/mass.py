@@ -91,7 +91,7 @@ def require_exact_above(levels: Sequence[Level], cells: Sequence[Sequence[int]],
     for index, level in enumerate(levels):
         if not isinstance(level.mix, PushSum) or not level.mix.is_biased(mesh):
             continue
-        together = {other for cell in cells or [range(len(levels))] if index in cell for other in cell}
+        together = {other for cell in cells if index in cell for other in cell}
         for above in range(index + 1, len(levels)):
             mix = levels[above].mix
             exact = isinstance(mix, Exact) and set(mesh.axes(mix.axis)) >= set(mesh.axes(level.mix.axis))

@@ -35,7 +35,7 @@ def replicas(
             f"the parameters are split over the ranks {list(ranks)} along {axis!r}, which is no axis of "
             f"{everybody.mesh}: give DistributedLookahead the mesh of which fully_shard has got an axis"
         )
-    for fault in filter(None, (_unfit(levels, axis), _without_effect(data_parallel, axis))):
+    for fault in filter(None, (unfit(levels, axis), _without_effect(data_parallel, axis))):
         raise ValueError(fault)
     return everybody.without(axis)
 
@@ -46,8 +46,8 @@ def _without_effect(data_parallel: str | None, axis: str) -> str | None:
     return f"data_parallel={data_parallel!r} has no effect: fully_shard averages gradients along {axis!r}; leave it out"
 
 
-def _unfit(levels: Sequence[Level], axis: str) -> str | None:
-    """Say which level does not go with split weights."""
+def unfit(levels: Sequence[Level], axis: str) -> str | None:
+    """Say which level does not go with weights that are split along an axis."""
     for index, level in enumerate(levels):
         where = f"levels[{index}]"
         if getattr(level.mix, "axis", None) == axis:

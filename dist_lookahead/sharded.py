@@ -52,7 +52,8 @@ def sharding_modules(model: nn.Module | None) -> "list[FSDPModule]":
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     if model is None or fsdp is None:
         return []
-    return [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
+    found: list[Any] = [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
+    return found
 
 
 def reshard(modules: "Iterable[FSDPModule]") -> None:

@@ -95,7 +95,7 @@ class ProcessGroupCommunicator:
             return world
         if name not in world._axes:
             world._axes[name] = world._twin()
-            world._axes[name]._settle(name, world, world._groups().get_group(name))
+            world._axes[name]._settle(name, world, world.torch_mesh.get_group(name))
         return world._axes[name]
 
     def without(self, name: str) -> "ProcessGroupCommunicator":
@@ -107,7 +107,7 @@ class ProcessGroupCommunicator:
         worlds = [self.mesh.group(tuple(rest), place) for place in self.mesh.group(name, 0)]
         own = next(number for number, ranks in enumerate(worlds) if dist.get_rank() in ranks)
         other = self._world._twin()
-        other._torch_mesh = self._world._groups()
+        other._torch_mesh = self._world.torch_mesh
         other._whole, other.ranks = self._world, worlds[own]
         other.mesh = Mesh(tuple(rest.values()), tuple(rest)) if rest else Mesh((1,))
         groups = [dist.new_group(list(ranks)) for ranks in worlds]  # by all processes, also those that are not in it
@@ -119,8 +119,9 @@ class ProcessGroupCommunicator:
         twin.__dict__.update(self.__dict__)
         return twin
 
-    def _groups(self) -> DeviceMesh:
-        """Return torch's mesh of all processes, which has a group for each axis."""
+    @property
+    def torch_mesh(self) -> DeviceMesh:
+        """Torch's mesh of all processes, which has a group for each axis; all processes ask for it."""
         if self._torch_mesh is None:
             device = "cuda" if dist.get_backend() == "nccl" else "cpu"
             self._torch_mesh = init_device_mesh(device, self.mesh.shape, mesh_dim_names=self.mesh.names)

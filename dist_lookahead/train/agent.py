@@ -10,7 +10,9 @@ from torch import Tensor
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.fragments import WHOLE
 from dist_lookahead.optimizer import DistributedLookahead
+from dist_lookahead.sharded import is_sharded
 from dist_lookahead.tasks.task import Batch, Task
+from dist_lookahead.train import split_weights
 from dist_lookahead.train.config import Config
 from dist_lookahead.train.config_mesh import agreeing
 from dist_lookahead.train.data_parallel import AXIS, count_bytes, shared
@@ -35,6 +37,7 @@ class Agent:
         self.config, self.task, self.communicator, self.device = config, task, communicator, device
         self.random = RandomState(derive_seed(config.run.seed, "agent", communicator.rank), device)
         self.model = self._build_model()
+        self.is_split = config.inner.data_parallel == "fsdp2" and split_weights.split(self.model, communicator)
         levels = config.levels_stack()
         self.optimizer = DistributedLookahead(
             config.inner.build(self.model.parameters()),
@@ -44,13 +47,15 @@ class Agent:
             model_buffers=config.sync.model_buffers,
             check_every=config.sync.check_every,
             probe=self._probe if any(level.move.searches for level in levels) else None,
-            data_parallel=AXIS if self.shares_gradients else None,
+            data_parallel=AXIS if self.shares_gradients and not self.is_split else None,
         )
         # Else there is no mean of all weights after a sync to be measured.
         agreed = agreeing(levels, communicator.mesh, config.inner) and all(level.params == WHOLE for level in levels)
-        self.dynamics = Dynamics(self.optimizer.stack) if config.logging.dynamics and agreed else None
+        watched = config.logging.dynamics and agreed and not self.is_split
+        self.dynamics = Dynamics(self.optimizer.stack) if watched else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self._forward = shared(self._compiled(), communicator) if self.shares_gradients else self._compiled()
+        whole = self.shares_gradients and not self.is_split
+        self._forward = shared(self._compiled(), communicator) if whole else self._compiled()
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._batches: Iterator[Batch] | None = None
         self._sampler: BatchSampler | None = None
@@ -106,7 +111,8 @@ class Agent:
                 loss = self.task.loss(self._forward, batch)
             self.scaler.scale(loss).backward()
         if self.shares_gradients:
-            count_bytes(self.model, self.communicator)
+            count = split_weights.count_bytes if self.is_split else count_bytes
+            count(self.model, self.communicator)
         # Counted before the sync, which belongs to this step.
         self.step += 1
         self.loss_sum += loss.detach()
@@ -122,17 +128,20 @@ class Agent:
     def evaluate(self) -> dict[str, float]:
         """Return this agent's share of the sums over the test data, at the weights that the model has now."""
         totals: dict[str, float] = {}
+        # Processes that have the weights together go through each batch together, and one of them counts it.
+        agents = self.optimizer.stack.communicator if self.is_split else self.communicator
+        counts = not self.is_split or self.communicator.axis(AXIS).rank == 0
         split = evaluation_split(
             samples=self.task.test_samples,
             batch_size=self.config.evaluation.batch_size,
-            rank=self.communicator.rank,
-            agents=self.communicator.size,
+            rank=agents.rank,
+            agents=agents.size,
         )
         self.model.eval()
         for batch in loader(self.task.test_batch, split):
             with self._precision():
                 sums = self.task.evaluate(self._forward, self._to_device(batch))
-            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
+            totals = {name: totals.get(name, 0.0) + value * counts for name, value in sums.items()}
         self.model.train()
         return totals
 
@@ -146,8 +155,9 @@ class Agent:
     def state_dict(self) -> dict[str, Any]:
         """Return all that decides what happens next, in tensors and plain containers."""
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": split_weights.parts_here(self.model.state_dict()),
+            "optimizer": split_weights.parts_here(self.optimizer.state_dict()),
+            "split": self._splitting() if self.is_split else [],
             "scaler": self.scaler.state_dict(),
             "random": self.random.state_dict(),
             "dynamics": self.dynamics.state_dict() if self.dynamics else {},
@@ -156,8 +166,8 @@ class Agent:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(split_weights.model_state(self.model, state["model"]))
+        self.optimizer.load_state_dict(split_weights.optimizer_state(self.optimizer, state["optimizer"]))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.random.load_state_dict(state["random"])
@@ -181,6 +191,11 @@ class Agent:
                 loss = self.task.loss(self._forward, batch)
             # Only the ratio of two sums of these gradients counts, so that a scale for half precision may stay.
             self.scaler.scale(loss).backward()
+
+    def _splitting(self) -> list[Any]:
+        """Return how many processes have the weights together, and the names of what is split."""
+        names = [name for name, tensor in self.model.state_dict().items() if is_sharded(tensor)]
+        return [self.communicator.axis(AXIS).size, names]
 
     def _build_model(self) -> torch.nn.Module:
         # All agents draw the same initial weights; the optimizer takes agent 0's anyway.

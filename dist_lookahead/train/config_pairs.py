@@ -17,6 +17,7 @@ from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, WORLD, Mesh
 from dist_lookahead.notation import is_unknown
+from dist_lookahead.replicas import unfit
 from dist_lookahead.schedule import Schedule
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS, build_model
@@ -149,6 +150,21 @@ def _binds(mesh: Mesh | None, agents: int, inner: Inner, levels: Levels) -> Iter
         yield str(error)
 
 
+def _splits(inner: Inner, levels: Levels, precision: Precision, performance: Performance) -> Iterator[str]:
+    """Say what does not go with weights that are split over the processes of a node."""
+    if inner.data_parallel != "fsdp2":
+        return
+    if fault := unfit(levels.stack, NODES[-1]):
+        yield f"inner.data_parallel='fsdp2': {fault}"
+    if precision == "fp16":
+        yield (
+            "precision='fp16' with inner.data_parallel='fsdp2': each process would see overflows in its part of the "
+            "gradients only; use bf16, or data_parallel: ddp"
+        )
+    if performance.compile:
+        yield "performance.compile=true with inner.data_parallel='fsdp2' is not supported: leave one of them out"
+
+
 def _weighs(levels: Levels) -> Iterator[str]:
     for index, mix in enumerate(level.mix for level in levels.stack):
         if mix.weighted and not isinstance(levels.stack[index].when.tau, Timed):
@@ -200,6 +216,7 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _model_takes_images,
     _shares,
     _binds,
+    _splits,
     _weighs,
     _averages,
     _weights,

@@ -1,6 +1,7 @@
 """The averaged model of a run as a plain state dict, which loads in plain torch."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dist_lookahead.train.checkpoint import CheckpointStore, agents_in, newest_c
 from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_mesh import agreeing, read_mesh
 from dist_lookahead.train.run_directory import RunDirectory
+from dist_lookahead.train.split_weights import joined
 
 
 def export(run: Path, out: Path, *, step: int | None = None) -> str:
@@ -35,7 +37,8 @@ def export(run: Path, out: Path, *, step: int | None = None) -> str:
         raise ValueError(f"{directory.checkpoints} has no step of which all {len(stores)} agents have a whole file")
     states = (store.load(common) for store in stores)
     whole = next(states)
-    first, agents = whole["agent"], (state["agent"] for state in states)
+    agents = _put_together(itertools.chain([whole["agent"]], (state["agent"] for state in states)))
+    first = next(agents)
     levels = [from_plain(saved["level"]) for saved in first["optimizer"]["levels"]["levels"]]
     mesh, inner = read_mesh(whole["config"]["mesh"]), Inner.read(whole["config"]["inner"])
     mean_only = len(stores) > 1 and not agreeing(levels, mesh, inner)
@@ -48,6 +51,20 @@ def export(run: Path, out: Path, *, step: int | None = None) -> str:
 def _stores(directory: RunDirectory) -> list[CheckpointStore]:
     agents = agents_in(directory.checkpoints)
     return [CheckpointStore(directory.checkpoints, agent, agents) for agent in range(agents)]
+
+
+def _put_together(processes: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the state of each agent, of which several processes may have saved a part of the weights each."""
+    for state in processes:
+        if not state.get("split"):
+            yield state
+            continue
+        size, names = state["split"]
+        parts = [state, *itertools.islice(processes, size - 1)]
+        state["model"] = joined([part["model"] for part in parts], set(names))
+        for index, level in enumerate(state["optimizer"]["levels"]["levels"]):
+            level["slow"] = joined([p["optimizer"]["levels"]["levels"][index]["slow"] for p in parts], set(names))
+        yield state
 
 
 def _averaged(first: Mapping[str, Any], others: Any) -> tuple[dict[str, Tensor], str]:

@@ -16,7 +16,7 @@ from dist_lookahead.train.history import History
 from dist_lookahead.train.progress import ProgressDisplay, headlines
 from dist_lookahead.train.recorder import Recorder
 from dist_lookahead.train.run_directory import RunDirectory
-from dist_lookahead.train.signals import StopRequest
+from dist_lookahead.train.signals import STOPPING, StopRequest
 from dist_lookahead.train.world import World
 
 STRETCH = 16  # fast steps of a simulated agent at most: a signal and the progress bar wait for those of all agents
@@ -126,19 +126,28 @@ class Trainer:
             until = self._pause()
             self._train(until)
             self.step = until
-            stack = self.agents[0].optimizer.stack
             if self.agents[0].synced:
                 self._after_sync()
             if self.step % checkpoint == 0:
                 self.history.save(self.step)
                 self._mark()
             self.progress.step(self.step)
-            if any(stack.flags):
-                return max(stack.flags)
+            if signum := self._agreed_signal():
+                return signum
             if stop.signal is not None:
                 for agent in self.agents:
                     agent.optimizer.stack.raise_flag(stop.signal)
         return None
+
+    def _agreed_signal(self) -> int:
+        """Return the signal that all agents have heard of with the last sync, 0 without one."""
+        stack = self.agents[0].optimizer.stack
+        if not self.agents[0].is_split or stack.bound[0].last != self.step:
+            return max(stack.flags)
+        # A signal has travelled among the processes with the same part of the weights; all must stop together.
+        heard = [[float(signum in stack.flags) for signum in STOPPING]]
+        counts = sum_over_agents(self.world.communicators, heard, self.world.device)
+        return next((int(signum) for signum, count in zip(STOPPING, counts, strict=True) if count), 0)
 
     def _train(self, until: int) -> None:
         factors = [value_at(self.rate_factor, step) for step in range(self.step, until)]
@@ -261,7 +270,8 @@ class Trainer:
 
     def _outcome(self, signum: int | None, seconds: float) -> Outcome:
         stack = self.agents[0].optimizer.stack
-        weights = sum(slot.weight.tensor.nbytes for bucket in stack.buckets for slot in bucket.slots)
+        parameters = [slot.weight.parameter for bucket in stack.buckets for slot in bucket.slots]
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         return Outcome(
             signal=signum,
             step=self.step,
