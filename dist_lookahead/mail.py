@@ -68,6 +68,10 @@ class Mail:
         numbers = tail.long().tolist()
         self.deliver({field: tuple(numbers[index :: len(FIELDS)]) for index, field in enumerate(FIELDS)}, members)
 
+    def tells_of_joining(self) -> bool:
+        """Return whether the last mail spoke of the parameters that the next one would speak of."""
+        return self.received["joining"][self._rank] == self.outgoing["joining"]
+
     def read_own(self) -> None:
         """Take this agent's own row for the table of a single agent."""
         self.deliver({field: (self.outgoing[field] % _LIMIT,) for field in FIELDS}, members=(0,))
@@ -82,7 +86,8 @@ class Mail:
         """
         complete = len(members) == self._agents
         self.received = table if complete else {**table, "flag": (0,) * self._agents}
-        if complete:
+        # A flag that was raised while this mail was under way has not been sent yet.
+        if complete and table["flag"][self._rank] == self.outgoing["flag"]:
             self.outgoing["flag"] = 0
         for field, complaint in _MUST_AGREE.items():
             said = [table[field][member] for member in members]

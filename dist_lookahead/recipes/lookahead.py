@@ -24,7 +24,7 @@ def lookahead(tau: Scheduled = 5, alpha: Alpha = 0.5, *, fast_buffers: FastBuffe
 
     Example:
         >>> lookahead()[0].when
-        Every(tau=5)
+        Every(tau=5, delay=0)
 
     Reference: arXiv 1907.08610, Algorithm 1.
     """

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
-from dist_lookahead.level import Level, check_levels
+from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh
+from dist_lookahead.theory.modelled import modelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def syncs(levels: Sequence[Level], steps: int, *, rates: Sequence[float] | None 
         >>> [[(f.index, f.step) for f in fired] for fired in syncs(multilayer_lookahead(taus=(500, 2)), steps=1000)]
         [[(0, 500)], [(0, 1000), (1, 1000)]]
     """
-    levels = check_levels(levels)
+    levels = modelled(levels)
     if rates is not None and len(rates) < steps:
         raise ValueError(f"rates has {len(rates)} learning rates for {steps} fast steps: give one for each step")
     due = [level.when.after(0) for level in levels]

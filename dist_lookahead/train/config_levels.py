@@ -27,7 +27,7 @@ class Levels:
 
     Example:
         >>> Levels.read({"recipe": "slowmo", "tau": 24}).stack[0].when
-        Every(tau=24)
+        Every(tau=24, delay=0)
     """
 
     stack: tuple[Level, ...]

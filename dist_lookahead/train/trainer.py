@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dist_lookahead.comm.communicator import CollectiveError, ring_bytes
 from dist_lookahead.failure import SyncError
+from dist_lookahead.overlap import next_stop
 from dist_lookahead.schedule import value_at
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.agent import Agent, all_weights
@@ -163,7 +164,7 @@ class Trainer:
         if len(self.agents) == 1:
             return self.step + 1
         checkpoint = self.config.checkpoint.every
-        due = max(self.agents[0].optimizer.stack.bound[0].due, self.step + 1)
+        due = max(next_stop(self.agents[0].optimizer.stack.bound), self.step + 1)
         return min(due, (self.step // checkpoint + 1) * checkpoint, self.total, self.step + STRETCH)
 
     def _after_sync(self) -> None:
@@ -178,8 +179,8 @@ class Trainer:
         self._mark()
 
     def _finish(self) -> None:
-        """Synchronise the last, partial round, and evaluate."""
-        if not self.agents[0].synced:
+        """Synchronise the last, partial round, or land what is in flight, and evaluate."""
+        if self.agents[0].optimizer.stack.bound[-1].last < self.step:
             for agent in self.agents:
                 agent.optimizer.sync()
             self._after_sync()
