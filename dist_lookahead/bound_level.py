@@ -10,6 +10,7 @@ from dist_lookahead.alike import likeness
 from dist_lookahead.averaging.mixer import Memory, Mixer
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Pending
+from dist_lookahead.flight import Flight
 from dist_lookahead.fragments import possible_cells
 from dist_lookahead.level import Level
 from dist_lookahead.mass import Mass, mass_of, require_exact_above
@@ -36,7 +37,10 @@ class BoundLevel:
         residuals: what codes have lost per bucket, one tensor for each stretch that the mixer names; empty where it
             sends weights as they are.
         gammas: the last non-zero fast learning rate per parameter group, where the momentum follows it.
-        last: fast step of the last sync.
+        snapshot: q per bucket, the weights that the last average with a delay has begun from; empty without a delay.
+        flight: the average that is under way.
+        last: fast step of the last sync that has landed: the one after which its average began.
+        landed: fast step after which it landed, the same one without a delay.
         rounds: number of syncs so far.
         coefficients: (alpha, beta) of the last sync, or of the one that is under way.
     """
@@ -54,7 +58,10 @@ class BoundLevel:
     momentum: list[Tensor] = field(default_factory=list)
     residuals: list[tuple[Tensor, ...]] = field(default_factory=list)
     gammas: dict[int, float] = field(default_factory=dict)
+    snapshot: list[Tensor] = field(default_factory=list)
+    flight: Flight | None = None
     last: int = 0
+    landed: int = 0
     rounds: int = 0
     coefficients: tuple[float, float] = (1.0, 0.0)
 
@@ -76,6 +83,16 @@ class BoundLevel:
         """Return whether both levels act on some weight."""
         return any(bucket in other.buckets for bucket in self.buckets)
 
+    @property
+    def fast(self) -> list[Tensor]:
+        """The fast weights per bucket, with the tail where mail travels: its table grows with the number of agents."""
+        return [bucket.fast if self.hearing else bucket.weights for bucket in self.buckets]
+
+    @property
+    def fired(self) -> int:
+        """Fast step after which the last average began, landed or not."""
+        return self.flight.step if self.flight else self.last
+
     def adopt(self, bucket: Bucket) -> None:
         """Take in a bucket; its slow state starts from its present weights."""
         self.buckets.append(bucket)
@@ -84,20 +101,32 @@ class BoundLevel:
             self.slow.append(own.clone())
         if self.level.move.keeps_momentum:
             self.momentum.append(torch.zeros_like(own))
+        if self.level.when.delay:
+            self.snapshot.append(bucket.fast.clone())
         if self.mixer.compares:
             stretches = self.mixer.residuals(bucket.fast.numel())
             self.residuals.append(tuple(torch.zeros_like(bucket.fast[stretch]) for stretch in stretches))
 
     def forget(self) -> None:
         """Let go of all buckets and their slow state."""
-        for kept in (self.buckets, self.slow, self.momentum, self.residuals):
+        self.flight = None
+        for kept in (self.buckets, self.slow, self.momentum, self.residuals, self.snapshot):
             kept.clear()
 
-    def follow(self, buckets: Sequence[Bucket]) -> None:
-        """Take the present weights of some buckets as slow weights, where they belong to the level."""
+    def follow(self, buckets: Sequence[Bucket], ways: Sequence[Tensor] | None = None) -> None:
+        """Take the present weights of some buckets as slow weights, where they belong to the level.
+
+        Args:
+            buckets: that a level above has moved.
+            ways: how far each of them has, where fast steps were taken meanwhile: the slow weights go as far.
+        """
+        found = {id(bucket): place for place, bucket in enumerate(buckets)}
         for slow, bucket in zip(self.slow, self.buckets, strict=False):
-            if bucket in buckets:
-                slow.copy_(bucket.fast[self.owned(bucket)])
+            place, own = found.get(id(bucket)), self.owned(bucket)
+            if place is not None and ways is not None:
+                slow.add_(ways[place][own])
+            elif place is not None:
+                slow.copy_(bucket.fast[own])
 
     def reset_momentum(self, buckets: Sequence[Bucket]) -> None:
         """Forget the slow momentum of some buckets, where they belong to the level."""
@@ -122,8 +151,9 @@ class BoundLevel:
             fast: tensors of the buckets, with or without the tail.
         """
         memory = []
-        for place, (bucket, slow, residuals) in enumerate(zip(self.buckets, self.slow, self.residuals, strict=False)):
-            for flat in (bucket.fast, slow):  # old mail in the tail is no weight, and must not scale a code
+        kept = zip(self.buckets, fast, self.slow, self.residuals, strict=False)
+        for place, (bucket, x, slow, residuals) in enumerate(kept):
+            for flat in (x, slow):  # old mail in the tail is no weight, and must not scale a code
                 flat[bucket.weights_end :] = 0
             memory.append(Memory(slow, residuals, draw=(self.index, self.rounds, place)))
         self.pace.scale(self.buckets)
@@ -149,12 +179,21 @@ class BoundLevel:
                 self._slow_step(index, bucket, part, ratio)
         self.gammas.update({group: gamma for group, gamma in gammas.items() if gamma})
 
-    def commit(self, step: int) -> None:
-        """Count the sync; one in the middle of a round leaves the schedule as it was."""
+    def commit(self, clock: int) -> None:
+        """Count the sync.
+
+        Args:
+            clock: fast steps done.
+        """
+        assert self.flight
         if self.mass:
             self.mass.mix(self.rounds)
-        self.last, self.rounds = step, self.rounds + 1
+        self.last, self.landed, self.rounds = self.flight.step, clock, self.rounds + 1
         self.pace.end_round()
+        self.schedule_next(self.last)
+
+    def schedule_next(self, step: int) -> None:
+        """Ask when the next sync is due; one in the middle of a round leaves that as it was."""
         if step >= self.due:
             self.due = step if self.pace.adaptive else self.level.when.after(step)
 

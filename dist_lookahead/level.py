@@ -1,6 +1,6 @@
 """A training method is a stack of levels, innermost first, and a level is `when` x `mix` x `move`.
 
-    when   at which fast steps the level fires                  Every(tau)
+    when   at which fast steps the level fires                  Every(tau, delay)
     mix    with whom the average is taken, and in what code     Alone(), Exact(axis, ..), Gossip(axis, ..), PushSum(..)
     move   how the slow weights move toward the average         Copy(), Pull(alpha, beta, nesterov, follow_lr)
 
@@ -10,6 +10,7 @@ Known methods are points in this product:
     Multilayer Lookahead      (tau_1, Alone, Pull(alpha_1)), (tau_1 tau_2, Alone, Pull(alpha_2)), ...
     local SGD                 (tau, Exact, Copy)
     post-local SGD            (1 and later tau, Exact, Copy)
+    overlapped local SGD      ((tau, delay), Exact, Copy)
     hierarchical local SGD    (tau_1, Exact("local"), Copy), (tau_2, Exact("node"), Copy)
     distributed Lookahead     (tau, Exact, Pull(alpha))
     SlowMo                    (tau, Exact, Pull(alpha, beta, follow_lr))
@@ -50,21 +51,37 @@ class Every:
         tau: fast steps from one sync to the next, >= 1; a whole number, a schedule of the fast step, which is asked
             at each sync for the length of the round that begins there, or `QSR`, `AdaComm` or `Timed`, which ask for
             more.
+        delay: fast steps d from the sync, where the average begins, to where it lands, 0 <= d < tau. Rounds are
+            counted from where averages begin. With a tau that depends on no more than the fast step.
         phase: fire after the fast steps k with k mod tau = phase instead, 0 <= phase < tau: levels over different
             parts of the parameters then have their syncs at different times. With a constant tau only.
+
+    With a delay the average goes on while the agents train. At step s, after the levels below have fired, each agent
+    keeps q_i = x_i, and the average of all q begins. After step s + d it lands, before anything else that is due there:
+
+        z <- z + ..,  the slow step with m = mean_i q_i, and with alpha, beta, gamma and z as they were at s
+        x_i <- x_i + (z - q_i),  and the z of each level below likewise
+
+    so that the progress since s is kept. With d = 0 that is x_i <- z. What is in flight below a level lands before
+    that level fires or lands, and all of it before a `sync()` on demand.
 
     Example:
         >>> Every(12).after(24), Every(12, phase=5).after(0), Every(12, phase=5).after(5)
         (36, 5, 17)
+
+    Reference: arXiv 1906.12043 (the average of local SGD with the progress kept).
     """
 
     tau: Tau
+    delay: int = 0
     phase: int = 0
 
     def __post_init__(self) -> None:
         check_tau("Every.tau", self.tau)
+        if not isinstance(self.delay, int) or self.delay < 0:
+            raise ValueError(f"Every.delay={self.delay!r} must be a whole number of fast steps, at least 0")
         if isinstance(self.tau, int | float):
-            _check_tau(self.tau)
+            _check_tau(self.tau, self.delay)
         _check_phase(self.phase, self.tau)
 
     def after(self, step: int) -> int:
@@ -72,7 +89,7 @@ class Every:
         tau = self.tau
         if not isinstance(tau, int | float):
             tau = tau.first if isinstance(tau, Adaptive) else tau(step)
-        _check_tau(tau)
+        _check_tau(tau, self.delay)
         return step + ((self.phase - step - 1) % int(tau) + 1 if self.phase else int(tau))
 
     def __repr__(self) -> str:
@@ -84,7 +101,7 @@ class Level:
     """One level of a stack: when it fires, with whom it averages, how its slow weights move.
 
     Args:
-        when: `Every(tau)`.
+        when: `Every(tau, phase, delay)`.
         mix: `Alone()`, `Exact(axis, shard, codec)`, `Gossip(axis, topology, rounds)` or `PushSum(..)`.
         move: `Copy()` or `Pull(alpha, beta, nesterov, follow_lr)`.
         fast_buffers: what becomes of what lies below when the level fires. The fast optimizer's buffers (momentum,
@@ -115,7 +132,8 @@ class Level:
             raise ValueError(
                 f"Level.fast_buffers={self.fast_buffers!r} must be one of {', '.join(get_args(FastBuffers))}"
             )
-        if fault := _fault(self.mix, self.move, self.fast_buffers) or _timed_fault(self.when, self.mix, self.move):
+        fault = _fault(self.mix, self.move, self.fast_buffers) or _timed_fault(self.when, self.mix, self.move)
+        if fault := fault or (_delay_fault(self) if self.when.delay else None):
             raise ValueError(fault)
 
     def __repr__(self) -> str:
@@ -219,9 +237,36 @@ def _timed_fault(when: Every, mix: Mix, move: Move) -> str | None:
     return None
 
 
-def _check_tau(tau: float) -> None:
+def _delay_fault(level: Level) -> str | None:
+    """Say what a delay does not fit together with."""
+    given = f"Every.delay={level.when.delay}"
+    if isinstance(level.mix, Alone):
+        return f"{given} with mix=Alone(): nothing travels that could be waited for; leave delay out"
+    if isinstance(level.when.tau, Adaptive):
+        return f"{given} with tau={level.when.tau}, which waits for what the last sync has brought: leave one out"
+    if level.mix.weighted:
+        return f"{given} with mix={level.mix}: work in the flight would belong to two rounds; leave one of them out"
+    if level.fast_buffers == "average":
+        return (
+            f"Level.fast_buffers='average' with {given}: the buffers' average would begin where that of the weights "
+            "lands, and the agents would wait for it; use 'keep' or 'reset', or delay=0"
+        )
+    if level.move.searches:
+        return (
+            f"alpha=Optimal with {given}: its gradients would be computed where the average lands, and the agents "
+            "would wait for their sum; give a number, or delay=0"
+        )
+    return None
+
+
+def _check_tau(tau: float, delay: int) -> None:
     if tau != int(tau) or tau < 1:
         raise ValueError(f"Every.tau={tau} must be a whole number of fast steps, at least 1")
+    if delay >= tau:
+        raise ValueError(
+            f"Every.delay={delay} must be below tau={tau}: an average lands before the next one begins; "
+            f"use at most {int(tau) - 1}"
+        )
 
 
 def _check_phase(phase: int, tau: Tau) -> None:

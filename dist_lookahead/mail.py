@@ -79,6 +79,10 @@ class Mail:
             {field: tuple(row if field in _NUMBERS else map(int, row)) for field, row in rows.items()}, members
         )
 
+    def tells_of_joining(self) -> bool:
+        """Return whether the last mail spoke of the parameters that the next one would speak of."""
+        return self.received["joining"][self._rank] == self.outgoing["joining"]
+
     def read_own(self) -> None:
         """Take this agent's own row for the table of a single agent."""
         self.deliver({field: (self._said(field),) for field in self._fields}, members=(0,))
@@ -93,7 +97,8 @@ class Mail:
         """
         complete = len(members) == self._agents
         self.received = table if complete else {**table, "flag": (0,) * self._agents}
-        if complete:
+        # A flag that was raised while this mail was under way has not been sent yet.
+        if complete and table["flag"][self._rank] == self.outgoing["flag"]:
             self.outgoing["flag"] = 0
         for field, complaint in _MUST_AGREE.items():
             said = [table[field][member] for member in members] if field in table else []

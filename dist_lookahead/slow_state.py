@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.bucket import Bucket
+from dist_lookahead.flight import Flight
 from dist_lookahead.notation import to_plain
 from dist_lookahead.sharded import local, split_like
 
@@ -32,6 +33,9 @@ def save(bounds: Sequence[BoundLevel]) -> list[dict[str, Any]]:
             "slow": _pieces(bound.buckets, bound.slow, [bound.owned(bucket) for bucket in bound.buckets]),
             "momentum": _pieces(bound.buckets, bound.momentum, [bound.owned(bucket) for bucket in bound.buckets]),
             "residuals": _residuals(bound),
+            "snapshot": _pieces(bound.buckets, bound.snapshot, [slice(0, len(kept)) for kept in bound.snapshot]),
+            # A list, as rates are; what is under way cannot be saved, and begins again from the snapshot.
+            "flight": [bound.flight.step, bound.flight.lands, *bound.flight.rates] if bound.flight else [],
         }
         for bound in bounds
     ]
@@ -56,6 +60,7 @@ def load(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
         kept = [(own[name], state[name]) for name in ("slow", "momentum")]
         # States from before there were codecs have none of these.
         kept += zip(own["residuals"], state.get("residuals", []), strict=True)
+        kept.append((own["snapshot"], state.get("snapshot", {})))
         for pieces, loaded in kept:
             for parameter, piece in pieces.items():
                 local(piece).copy_(local(loaded[parameter]))
@@ -65,6 +70,7 @@ def load(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
         if bound.mass:
             bound.mass.all.copy_(torch.tensor(state["mass"]))
         bound.gammas = {group: gamma for group, gamma in enumerate(state["gammas"]) if gamma is not None}
+        bound.flight = _flight(state.get("flight", ()))
 
 
 def require_levels(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
@@ -75,6 +81,10 @@ def require_levels(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]
             f"the saved levels are {given}, those of this optimizer {here}: construct it with the saved levels, "
             "or load only 'state' and 'param_groups' to begin new slow weights from the model's"
         )
+
+
+def _flight(saved: Sequence[Any]) -> Flight | None:
+    return Flight(saved[0], saved[1], saved[2:]) if saved else None
 
 
 def _by_group(gammas: dict[int, float]) -> list[float | None]:

@@ -23,7 +23,7 @@ def instabilities(levels: Sequence[Level], inner: Optimizer, *, agents: int) -> 
     """Yield a sentence for each momentum of the fast optimizer over which the levels are alarming.
 
     Nothing is said of optimizers without momentum among their settings, such as Adam: their steps are not linear in
-    the gradient. Nor of momentum with dampening, which is another recursion.
+    the gradient. Nor of momentum with dampening, which is another recursion, nor of averages that land later.
 
     Gossips are taken as exact averages, so that thousands of agents cost as much as two: looked at are the agents'
     mean, which the graph makes no difference to, and disagreement that is gone after a sync. `theory.verdict` looks at
@@ -42,7 +42,7 @@ def instabilities(levels: Sequence[Level], inner: Optimizer, *, agents: int) -> 
         >>> [len(list(instabilities(slowmo(tau, beta=0.8), inner, agents=4))) for tau in (6, 24)]
         [1, 0]
     """
-    if any(isinstance(level.params, Named) for level in levels):
+    if any(isinstance(level.params, Named) or level.when.delay for level in levels):
         return
     for stack, (momentum, nesterov) in product(cell_stacks(levels), sorted(set(_momenta(inner)))):
         exact = tuple(_as_exact(level) for level in stack)

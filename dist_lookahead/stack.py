@@ -4,20 +4,21 @@ One stack owns all slow weights, so that a level which fires can overwrite those
 one Lookahead optimizer in another does not do that: the inner slow weights go stale when the outer ones move.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dist_lookahead import slow_state
+from dist_lookahead import overlap, slow_state
 from dist_lookahead.agreement import require_same_weights
 from dist_lookahead.bound_level import BoundLevel, bind_levels
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending, Work
 from dist_lookahead.failure import lost
 from dist_lookahead.fast_buffers import FastBuffers
+from dist_lookahead.flight import Flight
 from dist_lookahead.inventory import Inventory
 from dist_lookahead.level import Level, check_levels
 from dist_lookahead.line_search import LineSearch, Probe
@@ -100,8 +101,8 @@ class LevelStack:
 
     @property
     def next_due(self) -> int:
-        """The fast step before which no level fires."""
-        return min(bound.due for bound in self.bound)
+        """The fast step before which no level fires, and nothing under way is waited for."""
+        return overlap.next_stop(self.bound)
 
     @property
     def is_biased(self) -> bool:
@@ -132,7 +133,7 @@ class LevelStack:
         self.clock += 1
         for bound in self.bound:
             bound.pace.step()
-        if self.clock >= self.next_due and (due := self._due()):
+        if self.clock >= self.next_due and ((due := self._due()) or overlap.is_awaited(self.bound, self.clock)):
             self.communicator.run(self._sync(due))
         else:
             self.take_out_mass()
@@ -158,9 +159,10 @@ class LevelStack:
         yield from self._sync(self._due())
 
     def flush(self) -> None:
-        """Fire every level that has not fired after the last fast step; its next sync stays where it was due."""
+        """Land what is under way, and fire every level that has not fired after the last fast step, out of turn."""
         self.put_in_mass()
-        self.communicator.run(self._sync([bound for bound in self.bound if bound.last != self.clock]))
+        due = [bound for bound in self.bound if bound.fired != self.clock]
+        self.communicator.run(self._sync(due, at_once=True))
 
     def raise_flag(self, value: int) -> None:
         """Tell all agents a small number, at most 2^24 - 1, with the next sync; they find it in `flags`.
@@ -178,57 +180,77 @@ class LevelStack:
                 due.append(bound)
         return due
 
-    def _sync(self, due: Sequence[BoundLevel]) -> Pending:
+    def _sync(self, due: Sequence[BoundLevel], at_once: bool = False) -> Pending:
         self.inventory.require_live()
         joining = self.inventory.joining()
         self.mail.outgoing["joining"] = fingerprint("\n".join(describe(joining)))
         self.flags = (0,) * self.communicator.size
-        buckets = self.inventory.of(due)
+        buckets = self.inventory.of([*due, *(bound for bound in self.bound if bound.flight)])
         self.inventory.gather(buckets)
         yield from self._check_shared_gradients(due)
-        for bound in due:
+        landed = []
+        for bound, stage in self._stages(due, at_once):
             try:
-                yield from self._fire(bound)
+                yield from stage
             except CollectiveError as error:
                 fell_back = self._fall_back(bound)
                 raise lost(bound, self.communicator, error, step=self.clock, fell_back=fell_back) from error
             except Exception:  # agents that differ, where all of them come here; or a probe that fails
                 self._fall_back(bound)
                 raise
+            landed += [bound] * (bound.flight is None)
         self.inventory.scatter(buckets)
         self.take_out_mass()
-        yield from self.inventory.join(joining, due)
+        # Parameters join with mail that speaks of them, and never under an average that has begun without them.
+        if not any(bound.flight or (bound.hearing and not self.mail.tells_of_joining()) for bound in self.bound):
+            yield from self.inventory.join(joining, landed)
 
-    def _fire(self, bound: BoundLevel) -> Pending:
-        # The table of the mail grows with the number of agents: it stays here where no mail travels.
-        fast = [bucket.fast if bound.hearing else bucket.weights for bucket in bound.buckets]
+    def _stages(self, due: Sequence[BoundLevel], at_once: bool) -> Iterator[tuple[BoundLevel, Pending]]:
+        """What happens at a sync: averages under way go on or land, then levels fire, each on what is below it."""
+        for bound, flight, lands in overlap.under_way(self.bound, self.clock, at_once):
+            yield bound, self._land(bound, flight) if lands else self._go_on(bound, flight)
+        for bound in due:
+            below = any(bound.shares(other) for other in due if other.index > bound.index)
+            yield bound, self._fire(bound, at_once or below)
+
+    def _fire(self, bound: BoundLevel, at_once: bool) -> Pending:
         self._observe("before", bound)
-        tail, letter = self._send_mail(bound)
-        yield from bound.collect(fast)
-        yield from letter
+        flight = overlap.depart(bound, self.clock, self.rates, at_once)
+        yield from self._go_on(bound, flight) if flight.delayed else self._land(bound, flight)
+
+    def _go_on(self, bound: BoundLevel, flight: Flight) -> Pending:
+        if not flight.begun:
+            overlap.begin(bound, *self._send_mail(bound))
+        yield from flight.go_on(self.clock)
+
+    def _land(self, bound: BoundLevel, flight: Flight) -> Pending:
+        yield from self._go_on(bound, flight)
+        yield from overlap.arrive(bound)
         # A sharded sum holds this agent's part of the tail only: the rest comes with the other parts.
         if bound.reads_first:
-            self._read_mail(bound, tail)
+            self._read_mail(bound, flight.tail)
         self._observe("averaged", bound)
-        bound.coefficients = yield from self.line_search.coefficients(bound, self.clock)
-        bound.move(self.rates)
-        yield from bound.mixer.distribute(fast)
+        bound.coefficients = yield from self.line_search.coefficients(bound, flight.step)
+        bound.move(flight.rates)
+        yield from bound.mixer.distribute(bound.fast)
         if not bound.reads_first:
-            self._read_mail(bound, tail)
+            self._read_mail(bound, flight.tail)
         bound.commit(self.clock)
-        yield from self._settle_below(bound)
+        ways = overlap.ways(bound, self.clock)
+        yield from self._settle_below(bound, ways)
         if bound is self.bound[-1]:
             yield from self._settle_buffers(bound)
         if bound.alike and self._checks(bound.rounds):
             where = f"levels[{bound.index}] after fast step {self.clock}"
             yield from require_same_weights(bound.alike, bound.buckets, where)
         self._observe("after", bound)
+        overlap.settle(bound, ways)
 
-    def _settle_below(self, bound: BoundLevel) -> Pending:
-        """All below the level take its weights; the fast optimizer's buffers are kept, reset or averaged."""
+    def _settle_below(self, bound: BoundLevel, ways: Sequence[Tensor] | None) -> Pending:
+        """All below the level take its weights, or move as it has; fast buffers are kept, reset or averaged."""
         choice = bound.level.fast_buffers
         for lower in self.bound[: bound.index]:
-            lower.follow(bound.buckets)
+            lower.follow(bound.buckets, ways)
             if lower.mass and lower.shares(bound):
                 lower.mass.reset()
             if choice == "reset":
@@ -303,6 +325,7 @@ class LevelStack:
     def _fall_back(self, bound: BoundLevel) -> bool:
         """Put the level's slow weights into the model, if this agent has all of them: x may be half summed."""
         whole = bool(bound.slow) and bound.mixer.shards == 1
+        bound.flight = None
         if whole:
             for bucket, slow in zip(bound.buckets, bound.slow, strict=True):
                 bucket.fast.copy_(slow)

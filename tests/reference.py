@@ -146,6 +146,62 @@ def adacomm(problem: Problem, start: int, interval: int, decay: float) -> Trajec
     return rounds_of(problem, length)
 
 
+def overlapped_local_sgd(problem: Problem, tau: int, delay: int) -> Trajectory:
+    """arXiv 1906.12043, Algorithm 1, whose delay is tau: the average of the snapshots, and the steps made since."""
+    agents, sent = crowd(problem), None
+    for k in range(1, problem.steps + 1):
+        for agent in agents:
+            agent.step(k - 1)
+        if k % tau == 0:
+            sent = now(agents)
+        if sent is not None and k >= tau and k % tau == delay:
+            for agent, snapshot in zip(agents, sent, strict=True):
+                agent.become(sent.mean(dim=0) + (agent.x.detach() - snapshot))
+        yield now(agents)
+
+
+def overlapped(problem: Problem, tau: int, delay: int, outer: Callable[[float, Tensor], Tensor]) -> Trajectory:
+    """Any outer step on a mean that arrives late: it returns z from the step size and mean of where the round ended."""
+    agents = crowd(problem)
+    gamma, sent = problem.rate(0), now(agents)
+    for k in range(1, problem.steps + 1):
+        for agent in agents:
+            agent.step(k - 1)
+        if k % tau == 0:
+            gamma, sent = problem.rate(k - 1), now(agents)
+        if k >= tau and k % tau == delay:
+            z = outer(gamma, sent.mean(dim=0))
+            for agent, snapshot in zip(agents, sent, strict=True):
+                agent.become(z + (agent.x.detach() - snapshot))
+        yield now(agents)
+
+
+def overlapped_slowmo(problem: Problem, tau: int, delay: int, alpha: float, beta: float) -> Trajectory:
+    """SlowMo's slow step, arXiv 1910.00643, on a mean that arrives late."""
+    x0, u = problem.start.clone(), torch.zeros_like(problem.start)
+
+    def outer(gamma: float, average: Tensor) -> Tensor:
+        nonlocal x0, u
+        u = beta * u + (x0 - average) / gamma
+        x0 = x0 - alpha * gamma * u
+        return x0
+
+    return overlapped(problem, tau, delay, outer)
+
+
+def overlapped_diloco(problem: Problem, h: int, delay: int, alpha: float, beta: float) -> Trajectory:
+    """DiLoCo's outer step, arXiv 2311.08105, on a mean that arrives late."""
+    theta = problem.start.clone().requires_grad_()
+    optimizer = torch.optim.SGD([theta], lr=alpha, momentum=beta, nesterov=True)
+
+    def outer(_: float, average: Tensor) -> Tensor:
+        theta.grad = theta.detach() - average
+        optimizer.step()
+        return theta.detach().clone()
+
+    return overlapped(problem, h, delay, outer)
+
+
 def post_local_sgd(problem: Problem, tau: int, start: int) -> Trajectory:
     """arXiv 1808.07217: average after each of the first `start` steps, every tau steps from there on."""
     agents = crowd(problem)

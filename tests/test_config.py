@@ -1,6 +1,8 @@
 """Run files: what is shipped loads, what is wrong is said, all of it at once, and nothing is guessed."""
 
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -61,6 +63,7 @@ def test_the_resolved_form_holds_the_defaults_too(good: Path) -> None:
         "tau": 12,
         "alpha": 1.0,
         "beta": 0.6,
+        "delay": 0,
         "shard": False,
         "codec": None,
         "fast_buffers": "keep",
@@ -364,3 +367,27 @@ def test_a_mesh_names_the_axes_of_levels(good: Path) -> None:
         (["levels={recipe: hierarchical_local_sgd, axes: [1, 2]}"], "levels.axes=[1, 2] must be a list of texts"),
     ):
         assert any(fault in told for told in faults(good, *settings)), faults(good, *settings)
+
+
+LATE = ("levels={recipe: overlapped_local_sgd, tau: 8, delay: 4}", "evaluation.weights=[averaged]")
+
+
+def test_a_delay_is_read_in_a_recipe_and_in_a_list(good: Path) -> None:
+    assert load_config(good, LATE).levels_stack()[0].when == Every(8, 4)
+    listed = "levels=[{when: {every: {tau: 8, delay: 4}}, mix: exact, move: {pull: {alpha: 0.5}}}]"
+    assert load_config(good, [listed]).levels_stack()[0].when == Every(8, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (LATE[:1], r"no agent has kept all of these; use \[averaged\]"),
+        (("levels.delay=4", "levels.shard=true"), r"no agent has kept all of these; use \[averaged\]"),
+        (("levels.delay=12",), r"Every.delay=12 must be below tau=12"),
+        (("levels.delay=0.5",), r"levels.delay=0.5 must be a whole number"),
+        (("levels.delay=2", "levels.fast_buffers=average"), r"the agents would wait for it"),
+    ],
+)
+def test_a_delay_that_training_would_refuse_is_refused_here(good: Path, settings: Sequence[str], message: str) -> None:
+    (fault,) = faults(good, *settings)
+    assert re.search(message, fault)

@@ -41,6 +41,7 @@ from dist_lookahead import (
     local_sgd,
     lookahead,
     multilayer_lookahead,
+    overlapped_local_sgd,
     post_local_sgd,
     recipes,
     sgp,
@@ -124,6 +125,7 @@ METHODS = {
         agents=(1,),
     ),
     "local_sgd": Method(local_sgd(4), partial(reference.local_sgd, tau=4)),
+    "overlapped_local_sgd": Method(overlapped_local_sgd(4, 3), partial(reference.overlapped_local_sgd, tau=4, delay=3)),
     "post_local_sgd": Method(post_local_sgd(4, start=6), partial(reference.post_local_sgd, tau=4, start=6)),
     "hierarchical_local_sgd": Method(
         hierarchical_local_sgd((2, 4)),

@@ -175,6 +175,10 @@ class Gossiping:
         for exchange in range(turn * self._rounds, (turn + 1) * self._rounds):
             yield from self._exchange(tensors, self._turns[exchange % len(self._turns)])
 
+    def phases(self, tensors: int) -> list[int]:
+        """Return one exchange a round."""
+        return [1] * self._rounds
+
     def distribute(self, tensors: Sequence[Tensor]) -> Pending:
         """Nothing is left to be distributed."""
         yield from ()

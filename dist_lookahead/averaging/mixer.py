@@ -98,6 +98,14 @@ class Mixer(Protocol):
         """
         ...
 
+    def phases(self, tensors: int) -> list[int]:
+        """Return of how many works `collect` waits in each phase, before it starts the next one.
+
+        Args:
+            tensors: number of tensors to collect.
+        """
+        ...
+
     def distribute(self, tensors: Sequence[Tensor]) -> Pending:
         """Bring each owner's part to everybody."""
         ...
@@ -172,6 +180,10 @@ class Own:
     def collect(self, tensors: Sequence[Tensor], turn: int, memory: Sequence[Memory]) -> Pending:
         """Nothing is to be collected."""
         yield from ()
+
+    def phases(self, tensors: int) -> list[int]:
+        """Return none: nothing is waited for."""
+        return []
 
     def distribute(self, tensors: Sequence[Tensor]) -> Pending:
         """Nothing is to be distributed."""

@@ -4,7 +4,7 @@ Every recipe returns a list of `Level`s, to be used as it is, changed, or extend
 """
 
 from dist_lookahead.recipes.gossip import dpsgd, sgp
-from dist_lookahead.recipes.local_sgd import hierarchical_local_sgd, local_sgd, post_local_sgd
+from dist_lookahead.recipes.local_sgd import hierarchical_local_sgd, local_sgd, overlapped_local_sgd, post_local_sgd
 from dist_lookahead.recipes.lookahead import distributed_lookahead, lookahead, multilayer_lookahead
 from dist_lookahead.recipes.slow_momentum import bmuf, diloco, slowmo, slowmo_over, snoo, streaming_diloco
 
@@ -17,6 +17,7 @@ __all__ = [
     "local_sgd",
     "lookahead",
     "multilayer_lookahead",
+    "overlapped_local_sgd",
     "post_local_sgd",
     "sgp",
     "slowmo",

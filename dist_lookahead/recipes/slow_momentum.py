@@ -17,6 +17,7 @@ def slowmo(
     alpha: Scheduled = 1.0,
     beta: Scheduled = 0.6,
     *,
+    delay: int = 0,
     shard: bool = False,
     codec: Codec | None = None,
     fast_buffers: FastBuffers = "keep",
@@ -30,6 +31,8 @@ def slowmo(
         alpha: slow learning rate, > 0.
         beta: slow momentum, 0 <= beta < 1. A large one is unstable over fast momentum that is kept through short
             rounds: you are warned.
+        delay: fast steps from where an average begins to where it lands, 0 <= delay < tau; the progress made meanwhile
+            is kept.
         shard: split slow weights and slow momentum over the agents.
         codec: in what code values travel: None, `Cast`, `Quantised` or `TopK`.
         fast_buffers: "keep", "reset" or "average" (the paper's maintain, reset, average).
@@ -44,7 +47,7 @@ def slowmo(
     Reference: arXiv 1910.00643, Algorithm 1.
     """
     move = Pull(alpha, beta, follow_lr=beta != 0)
-    return [Level(Every(tau), Exact(shard=shard, codec=codec), move, fast_buffers)]
+    return [Level(Every(tau, delay), Exact(shard=shard, codec=codec), move, fast_buffers)]
 
 
 def slowmo_over(
@@ -116,6 +119,7 @@ def diloco(
     alpha: Scheduled = 0.7,
     beta: Scheduled = 0.9,
     *,
+    delay: int = 0,
     shard: bool = False,
     codec: Codec | None = None,
     fast_buffers: FastBuffers = "keep",
@@ -128,6 +132,8 @@ def diloco(
         tau: fast steps between syncs (H in the paper), >= 1.
         alpha: outer learning rate, > 0.
         beta: outer Nesterov momentum, 0 < beta < 1.
+        delay: fast steps from where an average begins to where it lands, 0 <= delay < tau; the progress made meanwhile
+            is kept.
         shard: split slow weights and slow momentum over the agents.
         codec: in what code values travel: None, `Cast`, `Quantised` or `TopK`.
         fast_buffers: "keep", "reset" or "average".
@@ -140,7 +146,7 @@ def diloco(
 
     Reference: arXiv 2311.08105, Algorithm 1.
     """
-    return [Level(Every(tau), Exact(shard=shard, codec=codec), Pull(alpha, beta, nesterov=True), fast_buffers)]
+    return [Level(Every(tau, delay), Exact(shard=shard, codec=codec), Pull(alpha, beta, nesterov=True), fast_buffers)]
 
 
 def snoo(

@@ -23,8 +23,8 @@ from operator import mul
 
 from dist_lookahead.averaging.gossip import OnGraph
 from dist_lookahead.averaging.mixer import Alone
-from dist_lookahead.level import Level, check_levels
-from dist_lookahead.theory.cells import require_one_cell
+from dist_lookahead.level import Level
+from dist_lookahead.theory.modelled import modelled
 
 COVERED = (
     "Bounds are known for one level Every(tau) with Copy() or Pull(alpha), for one level with heavy-ball slow momentum "
@@ -73,8 +73,7 @@ def case_of(levels: Sequence[Level], agents: int) -> Case:
     """
     if agents < 1:
         raise ValueError(f"agents={agents} must be at least 1")
-    stack = list(check_levels(levels))
-    require_one_cell(stack)
+    stack = list(modelled(levels))
     for index, level in enumerate(stack):
         if reason := _why_not(level, agents, nested=len(stack) > 1):
             raise ValueError(f"levels[{index}] has no bound here: {reason}. {COVERED}")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from itertools import repeat
 
 from dist_lookahead.adaptive import Adaptive, Facts
-from dist_lookahead.level import Level, check_levels
+from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh
+from dist_lookahead.theory.modelled import modelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def syncs(levels: Sequence[Level], steps: int, *, rates: Sequence[float] | None 
         >>> [[(f.index, f.step) for f in fired] for fired in syncs(multilayer_lookahead(taus=(500, 2)), steps=1000)]
         [[(0, 500)], [(0, 1000), (1, 1000)]]
     """
-    levels = check_levels(levels)
+    levels = modelled(levels)
     if rates is not None and len(rates) < steps:
         raise ValueError(f"rates has {len(rates)} learning rates for {steps} fast steps: give one for each step")
     due = [_after(index, level, 0, rates) for index, level in enumerate(levels)]

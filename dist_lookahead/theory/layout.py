@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dist_lookahead.level import Level, check_levels
+from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh, as_mesh
-from dist_lookahead.theory.cells import require_one_cell
+from dist_lookahead.theory.modelled import modelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,7 @@ def layout_of(levels: Sequence[Level], agents: int | Mesh) -> Layout:
         >>> layout_of(levels, Mesh((2, 2), ("node", "local"))).names
         ('x0', 'x1', 'x2', 'x3', 'z0@0,1', 'z0@2,3', 'z1')
     """
-    levels, mesh = check_levels(levels), as_mesh(agents)
-    require_one_cell(levels)
+    levels, mesh = modelled(levels), as_mesh(agents)
     averages = tuple(_averages(index, level, mesh) for index, level in enumerate(levels))
     names, places = [f"x{agent}" for agent in range(mesh.size)], []
     for index, (level, holders) in enumerate(zip(levels, _partitions(averages, mesh.size), strict=True)):

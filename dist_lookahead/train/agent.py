@@ -70,8 +70,8 @@ class Agent:
 
     @property
     def synced(self) -> bool:
-        """Whether the last level fired after the last fast step."""
-        return self.optimizer.stack.bound[-1].last == self.step > 0
+        """Whether a sync of the last level landed after the last fast step."""
+        return self.optimizer.stack.bound[-1].landed == self.step > 0
 
     def begin(self, step: int) -> None:
         """Prepare the first fast step of this process."""

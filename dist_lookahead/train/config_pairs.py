@@ -196,7 +196,14 @@ def _weights(mesh: Mesh | None, inner: Inner, levels: Levels, evaluation: Evalua
         return
     if any(_axes(mesh, levels)) or any(_shares(mesh, inner, levels)):
         return  # faults of their own
-    if not agreeing(levels.stack, mesh, inner):
+    outer = levels.stack[-1]
+    whole = outer.move.keeps_slow_weights or (isinstance(outer.mix, Exact) and outer.mix.codec)
+    if outer.when.delay and (outer.mix.shard or not whole):
+        yield (
+            f"evaluation.weights={list(evaluation.weights)}: where an average lands after delay={outer.when.delay}, "
+            "agents have gone on from the slow weights, and no agent has kept all of these; use [averaged]"
+        )
+    elif not agreeing(levels.stack, mesh, inner):
         yield (
             f"evaluation.weights={list(evaluation.weights)}: after a sync of these levels agents have slow weights of "
             "their own; use [averaged], or a level with mix: exact over all agents above"

@@ -112,6 +112,8 @@ def _unknown(config: Config, agents: int) -> Iterator[str]:
         if option not in LINEAR and value:
             yield f"theory does not know SGD's {option}={value}"
     for index, level in enumerate(config.levels_stack()):
+        if level.when.delay:
+            yield f"theory does not model averages that land later, and levels[{index}].when.delay={level.when.delay}"
         settings = {"tau": level.when.tau, **{name: getattr(level.move, name, 0.0) for name in ("alpha", "beta")}}
         for name, value in settings.items():
             if not isinstance(value, int | float | Schedule):

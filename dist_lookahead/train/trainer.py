@@ -142,7 +142,7 @@ class Trainer:
     def _agreed_signal(self) -> int:
         """Return the signal that all agents have heard of with the last sync, 0 without one."""
         stack = self.agents[0].optimizer.stack
-        if not self.agents[0].is_split or stack.bound[0].last != self.step:
+        if not self.agents[0].is_split or stack.bound[0].landed != self.step:
             return max(stack.flags)
         # A signal has travelled among the processes with the same part of the weights; all must stop together.
         heard = [[float(signum in stack.flags) for signum in STOPPING]]
@@ -187,7 +187,7 @@ class Trainer:
         self._mark()
 
     def _finish(self) -> None:
-        """Synchronise the last, partial round, and evaluate."""
+        """Synchronise the last, partial round, or land what is in flight, and evaluate."""
         if not self.agents[0].optimizer.stack.settled:
             for agent in self.agents:
                 agent.optimizer.sync()
