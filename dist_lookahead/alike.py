@@ -6,7 +6,7 @@ that is asked for each cell, the parameters that the same levels act on: what ho
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dist_lookahead.fragments import possible_cells
 from dist_lookahead.level import Level
@@ -66,10 +66,10 @@ def alike_after(levels: Sequence[Level], mesh: Mesh, shared: Sequence[str] = ())
 
 
 def agree(levels: Sequence[Level], agents: int | Mesh, shared: Sequence[str] = ()) -> bool:
-    """Return whether all agents hold the same weights after a sync of the outermost level.
+    """Return whether all agents hold the same slow weights after a sync of the outermost level.
 
     Args:
-        levels: innermost first.
+        levels: innermost first. What agents keep of their own weights at the outermost level is no slow weight.
         agents: n, or a mesh of agents.
         shared: axes along which agents share their gradients.
 
@@ -80,6 +80,8 @@ def agree(levels: Sequence[Level], agents: int | Mesh, shared: Sequence[str] = (
     """
     mesh = as_mesh(agents)
     differing = {name for name, size in zip(mesh.names, mesh.shape, strict=True) if size > 1}
+    outermost = {cell[-1] for cell in possible_cells([level.params for level in levels])}
+    levels = [replace(level, local_share=0.0) if i in outermost else level for i, level in enumerate(levels)]
     after = alike_after(levels, mesh, shared)
     return all(differing <= set(after[cell[-1]]) for cell in possible_cells([level.params for level in levels]))
 
@@ -111,6 +113,9 @@ def _narrowed(
     below = tuple(shared)  # before the first average all others differ
     narrower = []
     for index, level in enumerate(levels):
+        if level.local_share:  # what agents keep of their own weights is as different as it was
+            narrower.append(below)
+            continue
         below = level.mix.alike(mesh, below)
         if level.move.keeps_slow_weights:
             below = tuple(name for name in below if all(name in above for above in found[index + 1 :]))

@@ -37,7 +37,7 @@ class BoundLevel:
         residuals: what codes have lost per bucket, one tensor for each stretch that the mixer names; empty where it
             sends weights as they are.
         gammas: the last non-zero fast learning rate per parameter group, where the momentum follows it.
-        snapshot: q per bucket, the weights that the last average with a delay has begun from; empty without a delay.
+        snapshot: q per bucket, the weights that the last average has begun from; empty where nobody wants them back.
         flight: the average that is under way.
         last: fast step of the last sync that has landed: the one after which its average began.
         landed: fast step after which it landed, the same one without a delay.
@@ -83,6 +83,15 @@ class BoundLevel:
         """Return whether both levels act on some weight."""
         return any(bucket in other.buckets for bucket in self.buckets)
 
+    def rules(self, clock: int) -> bool:
+        """Return whether the fast weights are those of the level after so many fast steps."""
+        return self.last == clock and not self.level.local_share
+
+    @property
+    def keeps_snapshot(self) -> bool:
+        """Whether an agent goes on from more than the level's weights: averages then work on copies."""
+        return bool(self.level.when.delay or self.level.local_share)
+
     @property
     def fast(self) -> list[Tensor]:
         """The fast weights per bucket, with the tail where mail travels: its table grows with the number of agents."""
@@ -101,7 +110,7 @@ class BoundLevel:
             self.slow.append(own.clone())
         if self.level.move.keeps_momentum:
             self.momentum.append(torch.zeros_like(own))
-        if self.level.when.delay:
+        if self.keeps_snapshot:
             self.snapshot.append(bucket.fast.clone())
         if self.mixer.compares:
             stretches = self.mixer.residuals(bucket.fast.numel())

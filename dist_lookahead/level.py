@@ -108,6 +108,9 @@ class Level:
             Adam's moments) are kept as they are, reset to those of a new optimizer, or averaged over the level's
             agents. The slow momentum of lower levels is reset with "reset" and kept otherwise.
         params: over which parameters the level acts: `Whole()`, `Part(index, of)` or `Named(patterns)`.
+        local_share: share of its own fast weights that an agent keeps where the level lands, 0 <= share <= 1:
+            x_i <- z + share (x_i - z), whatever the delay, in place of x_i <- z. Agents then go on from different
+            weights. With 1 the level only follows: z is a running mean of the weights.
 
     Raises:
         ValueError: for a setting without effect.
@@ -126,6 +129,7 @@ class Level:
     move: Move
     fast_buffers: FastBuffers = "keep"
     params: Params = WHOLE
+    local_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.fast_buffers not in get_args(FastBuffers):
@@ -133,7 +137,7 @@ class Level:
                 f"Level.fast_buffers={self.fast_buffers!r} must be one of {', '.join(get_args(FastBuffers))}"
             )
         fault = _fault(self.mix, self.move, self.fast_buffers) or _timed_fault(self.when, self.mix, self.move)
-        if fault := fault or (_delay_fault(self) if self.when.delay else None):
+        if fault := fault or (_delay_fault(self) if self.when.delay else None) or _share_fault(self):
             raise ValueError(fault)
 
     def __repr__(self) -> str:
@@ -179,6 +183,11 @@ def check_levels(levels: Sequence[Level], cells: Sequence[Sequence[int]] = ()) -
 
 def _check_pair(levels: Sequence[Level], below: int, above: int) -> None:
     lower, upper = levels[below].when, levels[above].when
+    if levels[above].local_share:
+        raise ValueError(
+            f"levels[{above}].local_share={levels[above].local_share} above levels[{below}]: what becomes of the slow "
+            "weights below is not defined; give it to the lowest level"
+        )
     if not isinstance(lower.tau, int | float) or not isinstance(upper.tau, int | float):
         return
     if upper.tau % lower.tau:
@@ -256,6 +265,22 @@ def _delay_fault(level: Level) -> str | None:
             f"alpha=Optimal with {given}: its gradients would be computed where the average lands, and the agents "
             "would wait for their sum; give a number, or delay=0"
         )
+    return None
+
+
+def _share_fault(level: Level) -> str | None:
+    """Say what a share of the local weights does not fit together with."""
+    share, given = level.local_share, f"Level.local_share={level.local_share}"
+    if not 0 <= share <= 1:
+        return f"{given} must be at least 0 and at most 1"
+    if not share:
+        return None
+    if share == 1 and not level.move.keeps_slow_weights:
+        return f"{given} with move=Copy() has no effect: each agent would keep its own weights; use less, or Pull"
+    if isinstance(level.mix, PushSum):
+        return f"{given} with mix=PushSum(): weights of different mass do not mix; use Gossip, or leave it out"
+    if level.mix.weighted or level.mix.shard:
+        return f"{given} with mix={level.mix}: leave weighted and shard out"
     return None
 
 

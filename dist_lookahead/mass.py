@@ -72,6 +72,30 @@ class Mass:
             bucket.scatter()
 
 
+class Masses:
+    """The masses of a stack's levels, each with the weights that it belongs to."""
+
+    def __init__(self, levels: Sequence[tuple[Mass, Sequence[Bucket]]]) -> None:
+        self._levels = levels
+
+    def __bool__(self) -> bool:
+        return bool(self._levels)
+
+    def of(self, bucket: Bucket) -> Mass | None:
+        """Return the mass of a bucket's weights, None where it is always 1."""
+        return next((mass for mass, buckets in self._levels if bucket in buckets), None)
+
+    def put_in(self) -> None:
+        """Turn the weights at which gradients are taken into those that are stepped and averaged."""
+        for mass, buckets in self._levels:
+            mass.put_in(buckets)
+
+    def take_out(self) -> None:
+        """Undo `put_in`."""
+        for mass, buckets in self._levels:
+            mass.take_out(buckets)
+
+
 def mass_of(mix: object, mesh: Mesh, rank: int) -> Mass | None:
     """Return the masses of a level that needs them."""
     return Mass(mix, mesh, rank) if isinstance(mix, PushSum) and mix.is_biased(mesh) else None

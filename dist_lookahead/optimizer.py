@@ -143,7 +143,7 @@ class DistributedLookahead(Optimizer):
         try:
             loss = self._fast_step(closure)
         except BaseException:
-            self.stack.take_out_mass()
+            self.stack.masses.take_out()
             raise
         if closure is not None:
             self.report(loss=loss)
@@ -290,7 +290,7 @@ class DistributedLookahead(Optimizer):
         )
 
     def _fast_step(self, closure: Callable[[], float] | None) -> float | None:
-        if closure is not None and self.stack.is_biased:
+        if closure is not None and self.stack.masses:
             raise ValueError(
                 "step(closure) with mix=PushSum: the closure would see weights times their mass during the step; "
                 "compute loss and gradients before step(), and give it no closure"

@@ -4,8 +4,9 @@
     z <- z + ..                             where it lands, after step s + d: the slow step with m = mean_i q_i
     x_i <- x_i + (z - q_i)                  and the slow weights of the levels below likewise
 
-Without a delay, and where no fast step was taken since s, it is x_i <- z to the last bit. A delay costs two more copies
-of the weights: q, which is kept, saved and loaded as slow weights are, and what travels, while it is under way.
+Without a delay, and where no fast step was taken since s, it is x_i <- z to the last bit. Where an agent keeps a share
+of its own weights, it is x_i <- z + share (x_i - z) instead. A delay or a share costs two more copies of the weights:
+q, which is kept, saved and loaded as slow weights are, and what travels, while it is under way.
 """
 
 from collections.abc import Iterator, Sequence
@@ -59,9 +60,10 @@ def depart(bound: BoundLevel, step: int, rates: Sequence[float | None], at_once:
     """
     delay = 0 if at_once else bound.level.when.delay
     bound.flight = Flight(step, step + delay, rates)
-    if delay:
+    if _apart(bound):
         for kept, bucket in zip(bound.snapshot, bound.buckets, strict=True):
             kept.copy_(bucket.fast)
+    if delay:
         bound.schedule_next(step)
     return bound.flight
 
@@ -75,9 +77,8 @@ def begin(bound: BoundLevel, tail: Tensor, letter: Sequence[Work]) -> None:
         letter: what is under way of the mail besides the weights.
     """
     assert bound.flight
-    delayed = bound.flight.delayed
-    fast = _copies(bound) if delayed else bound.fast
-    phases = bound.mixer.phases(len(fast)) if delayed else []
+    fast = _copies(bound) if _apart(bound) else bound.fast
+    phases = bound.mixer.phases(len(fast)) if bound.flight.delayed else []
     bound.flight.begin(_travel(bound, fast, letter), fast, tail, phases)
 
 
@@ -85,7 +86,7 @@ def arrive(bound: BoundLevel) -> Pending:
     """Wait for the average: afterwards the buckets hold the sum, and the flight what they held before."""
     assert bound.flight
     yield from bound.flight.arrive()
-    if bound.flight.delayed:
+    if _apart(bound):
         for fast, total in zip(bound.fast, bound.flight.sums, strict=True):
             swap(fast, total)
 
@@ -109,14 +110,17 @@ def ways(bound: BoundLevel, clock: int) -> list[Tensor] | None:
 
 @torch.no_grad()
 def settle(bound: BoundLevel, moved: Sequence[Tensor] | None) -> None:
-    """End the flight: the fast weights are those from before it landed, moved as the level has.
+    """End the flight: the fast weights are those from before it landed, moved as the level has, or toward it.
 
     Args:
         bound: the level that has landed; its buckets hold z.
         moved: z - q per bucket; None where the fast weights are z.
     """
     assert bound.flight
-    if moved is not None:
+    if share := bound.level.local_share:
+        for bucket, before in zip(bound.buckets, bound.flight.sums, strict=True):
+            bucket.weights.lerp_(before[: bucket.weights_end], share)
+    elif moved is not None:
         for bucket, way, before in zip(bound.buckets, moved, bound.flight.sums, strict=True):
             torch.add(before[: bucket.weights_end], way[: bucket.weights_end], out=bucket.weights)
     bound.flight = None
@@ -136,6 +140,11 @@ def swap(one: Tensor, other: Tensor) -> None:
         kept = a.clone()
         a.copy_(b)
         b.copy_(kept)
+
+
+def _apart(bound: BoundLevel) -> bool:
+    """Whether the average works on copies, since what the buckets hold is wanted where it lands."""
+    return bool(bound.level.local_share) or (bound.flight is not None and bound.flight.delayed)
 
 
 def _copies(bound: BoundLevel) -> list[Tensor]:

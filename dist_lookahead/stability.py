@@ -42,7 +42,7 @@ def instabilities(levels: Sequence[Level], inner: Optimizer, *, agents: int) -> 
         >>> [len(list(instabilities(slowmo(tau, beta=0.8), inner, agents=4))) for tau in (6, 24)]
         [1, 0]
     """
-    if any(isinstance(level.params, Named) or level.when.delay for level in levels):
+    if any(isinstance(level.params, Named) or level.when.delay or level.local_share for level in levels):
         return
     for stack, (momentum, nesterov) in product(cell_stacks(levels), sorted(set(_momenta(inner)))):
         exact = tuple(_as_exact(level) for level in stack)

@@ -15,18 +15,19 @@ from dist_lookahead import overlap, slow_state
 from dist_lookahead.agreement import require_same_weights
 from dist_lookahead.bound_level import BoundLevel, bind_levels
 from dist_lookahead.bucket import Bucket
-from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending, Work
+from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending
 from dist_lookahead.failure import lost
 from dist_lookahead.fast_buffers import FastBuffers
 from dist_lookahead.flight import Flight
 from dist_lookahead.inventory import Inventory
 from dist_lookahead.level import Level, check_levels
 from dist_lookahead.line_search import LineSearch, Probe
-from dist_lookahead.mail import Mail, fingerprint
-from dist_lookahead.mass import Mass
+from dist_lookahead.mail import Mail
+from dist_lookahead.mass import Masses
 from dist_lookahead.model_buffers import ModelBuffers
 from dist_lookahead.observer import Observer
 from dist_lookahead.pace import mail_fields
+from dist_lookahead.post import Post
 from dist_lookahead.roster import describe
 
 FORMAT = 1  # of the state dict
@@ -73,7 +74,6 @@ class LevelStack:
         self.average_buffers = average_buffers
         self.check_every = check_every
         self.clock = 0
-        self.flags = (0,) * communicator.size
         self.observer: Observer | None = None
         self.mail = Mail(communicator.rank, communicator.size, mail_fields(levels))
         self._near = communicator.axis(data_parallel) if data_parallel else None
@@ -81,8 +81,9 @@ class LevelStack:
         self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
         cells = self.inventory.cells(levels)
         self.bound += bind_levels(check_levels(levels, cells), communicator, data_parallel, cells)
-        self._masses = [(bound.mass, bound.buckets) for bound in self.bound if bound.mass]
+        self.masses = Masses([(bound.mass, bound.buckets) for bound in self.bound if bound.mass])
         self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
+        self.post = Post(self.mail, communicator, self.fast_buffers)
         self.model_buffers = ModelBuffers(model)
         self.line_search = LineSearch(levels, probe, model)
         self._follows_lr = any(level.move.follow_lr for level in levels)
@@ -100,14 +101,14 @@ class LevelStack:
         return self.inventory.buckets
 
     @property
+    def flags(self) -> tuple[int, ...]:
+        """What each agent has said by `raise_flag`, in the last sync."""
+        return self.post.flags
+
+    @property
     def next_due(self) -> int:
         """The fast step before which no level fires, and nothing under way is waited for."""
         return overlap.next_stop(self.bound)
-
-    @property
-    def is_biased(self) -> bool:
-        """Whether weights have a mass, by push-sum."""
-        return bool(self._masses)
 
     @property
     def settled(self) -> bool:
@@ -126,7 +127,7 @@ class LevelStack:
             bound.begin_round(self.clock, self.inner.param_groups[0].get("lr"))
         if self._follows_lr:
             self._rates = [_rate(group) for group in self.inner.param_groups]
-        self.put_in_mass()
+        self.masses.put_in()
 
     def end_step(self) -> None:
         """After a fast step: fire the levels that are due."""
@@ -136,21 +137,7 @@ class LevelStack:
         if self.clock >= self.next_due and ((due := self._due()) or overlap.is_awaited(self.bound, self.clock)):
             self.communicator.run(self._sync(due))
         else:
-            self.take_out_mass()
-
-    def put_in_mass(self) -> None:
-        """Turn the weights at which gradients are taken into those that are stepped and averaged."""
-        for mass, buckets in self._masses:
-            mass.put_in(buckets)
-
-    def take_out_mass(self) -> None:
-        """Undo `put_in_mass`."""
-        for mass, buckets in self._masses:
-            mass.take_out(buckets)
-
-    def mass_of(self, bucket: Bucket) -> Mass | None:
-        """Return the mass of a bucket's weights, None where it is 1."""
-        return next((mass for mass, buckets in self._masses if bucket in buckets), None)
+            self.masses.take_out()
 
     def end_round(self) -> Pending:
         """Come to the next sync without a fast step, and fire the levels that are due."""
@@ -160,7 +147,7 @@ class LevelStack:
 
     def flush(self) -> None:
         """Land what is under way, and fire every level that has not fired after the last fast step, out of turn."""
-        self.put_in_mass()
+        self.masses.put_in()
         due = [bound for bound in self.bound if bound.fired != self.clock]
         self.communicator.run(self._sync(due, at_once=True))
 
@@ -183,8 +170,7 @@ class LevelStack:
     def _sync(self, due: Sequence[BoundLevel], at_once: bool = False) -> Pending:
         self.inventory.require_live()
         joining = self.inventory.joining()
-        self.mail.outgoing["joining"] = fingerprint("\n".join(describe(joining)))
-        self.flags = (0,) * self.communicator.size
+        self.post.begin("\n".join(describe(joining)))
         buckets = self.inventory.of([*due, *(bound for bound in self.bound if bound.flight)])
         self.inventory.gather(buckets)
         yield from self._check_shared_gradients(due)
@@ -200,7 +186,7 @@ class LevelStack:
                 raise
             landed += [bound] * (bound.flight is None)
         self.inventory.scatter(buckets)
-        self.take_out_mass()
+        self.masses.take_out()
         # Parameters join with mail that speaks of them, and never under an average that has begun without them.
         if not any(bound.flight or (bound.hearing and not self.mail.tells_of_joining()) for bound in self.bound):
             yield from self.inventory.join(joining, landed)
@@ -220,7 +206,7 @@ class LevelStack:
 
     def _go_on(self, bound: BoundLevel, flight: Flight) -> Pending:
         if not flight.begun:
-            overlap.begin(bound, *self._send_mail(bound))
+            overlap.begin(bound, *self.post.send(bound, self.clock))
         yield from flight.go_on(self.clock)
 
     def _land(self, bound: BoundLevel, flight: Flight) -> Pending:
@@ -228,13 +214,13 @@ class LevelStack:
         yield from overlap.arrive(bound)
         # A sharded sum holds this agent's part of the tail only: the rest comes with the other parts.
         if bound.reads_first:
-            self._read_mail(bound, flight.tail)
+            self.post.read(bound, flight.tail, self.clock)
         self._observe("averaged", bound)
         bound.coefficients = yield from self.line_search.coefficients(bound, flight.step)
         bound.move(flight.rates)
         yield from bound.mixer.distribute(bound.fast)
         if not bound.reads_first:
-            self._read_mail(bound, flight.tail)
+            self.post.read(bound, flight.tail, self.clock)
         bound.commit(self.clock)
         ways = overlap.ways(bound, self.clock)
         yield from self._settle_below(bound, ways)
@@ -277,27 +263,6 @@ class LevelStack:
     def _observe(self, moment: Literal["before", "averaged", "after"], bound: BoundLevel) -> None:
         if self.observer:
             getattr(self.observer, moment)(bound)
-
-    def _send_mail(self, bound: BoundLevel) -> tuple[Tensor, list[Work]]:
-        """Return where the mail is, and what is under way of it besides the weights."""
-        tail = bound.buckets[0].tail
-        self.mail.outgoing.update(bound.pace.says(self.clock - bound.last))
-        if not bound.hearing:
-            return tail, []
-        self.mail.outgoing["clock"] = bound.rounds if bound.pace.timed else self.clock
-        if bound.level.fast_buffers == "average":
-            self.mail.outgoing["buffers"] = fingerprint(self.fast_buffers.signature(bound.buckets))
-        return self.mail.send(tail, bound.hearing, with_weights=bound.sums_mail)
-
-    def _read_mail(self, bound: BoundLevel, tail: Tensor) -> None:
-        if bound.hearing:
-            self.mail.read(tail, bound.hearing.members)
-        elif self.communicator.size == 1:
-            self.mail.read_own()
-        members = bound.hearing.members if bound.hearing else (self.communicator.rank,)
-        bound.pace.hear(self.mail.received, members, self.clock - bound.last)
-        if bound.hearing or self.communicator.size == 1:
-            self.flags = tuple(map(max, self.flags, self.mail.received["flag"]))
 
     def _open(self) -> Pending:
         """Agree on levels and weights, take agent 0's, and capture the slow weights."""

@@ -46,7 +46,7 @@ def averaged_weights(stack: LevelStack) -> Iterator[None]:
 
 
 def _require_slow(stack: LevelStack, outer: BoundLevel) -> None:
-    if outer.last == stack.clock or (outer.slow and outer.mixer.shards == 1):
+    if outer.rules(stack.clock) or (outer.slow and outer.mixer.shards == 1):
         return
     reason = "keeps no slow weights" if not outer.slow else "splits its slow weights over the agents"
     raise RuntimeError(
@@ -59,7 +59,7 @@ def _require_slow(stack: LevelStack, outer: BoundLevel) -> None:
 def _take_slow(stack: LevelStack, bucket: Bucket) -> None:
     """Put slow weights into the model; right after a sync the fast weights are the slow ones."""
     outer = stack.inventory.outermost(bucket)
-    if outer.last != stack.clock:
+    if not outer.rules(stack.clock):
         bucket.weights.copy_(outer.slow[outer.buckets.index(bucket)][: bucket.weights_end])
         stack.inventory.scatter([bucket])
 
@@ -89,7 +89,7 @@ def _write(stack: LevelStack, flats: list[Tensor]) -> None:
 def _average(stack: LevelStack) -> Pending:
     if stack.everybody.size == 1:
         return
-    sums = [biased(stack.mass_of(bucket), bucket.weights) for bucket in stack.buckets]
+    sums = [biased(stack.masses.of(bucket), bucket.weights) for bucket in stack.buckets]
     yield from [stack.communicator.all_reduce(flat) for flat in sums if stack.communicator.size > 1]
     for flat in sums:
         flat.div_(stack.communicator.size)

@@ -299,23 +299,67 @@ def diloco(problem: Problem, h: int, alpha: float, beta: float) -> Trajectory:
         yield now(agents)
 
 
-def streaming_diloco(problem: Problem, h: int, fragments: Sequence[slice], alpha: float, beta: float) -> Trajectory:
-    """arXiv 2501.18512 without delay: fragment p of P takes DiLoCo's step after steps t with t mod H = (p+1) H/P."""
+def streaming_diloco(
+    problem: Problem,
+    h: int,
+    fragments: Sequence[slice],
+    alpha: float,
+    beta: float,
+    delay: int = 0,
+    share: float | None = None,
+) -> Trajectory:
+    """arXiv 2501.18512: the mean of fragment p of P is taken after steps t with t mod H = (p+1) H/P, and is there
+    `delay` steps later. Each agent then keeps `share` of its own weights and takes the rest of the new ones; None: it
+    keeps what it has done meanwhile.
+    """
     agents = crowd(problem)
     thetas = [problem.start[part].clone().requires_grad_() for part in fragments]
     outers = [torch.optim.SGD([theta], lr=alpha, momentum=beta, nesterov=True) for theta in thetas]
+    sent: dict[tuple[int, int], Tensor] = {}
     for t in range(1, problem.steps + 1):
         for agent in agents:
             agent.step(t - 1)
         for p, (part, theta, outer) in enumerate(zip(fragments, thetas, outers, strict=True)):
             if t % h == (p + 1) * h // len(fragments) % h:
-                theta.grad = theta.detach() - mean(agents)[part]
+                sent[p, t + delay] = now(agents)[:, part]
+            if (p, t) in sent:
+                theta.grad = theta.detach() - sent[p, t].mean(dim=0)
                 outer.step()
-                for agent in agents:
+                for agent, q in zip(agents, sent[p, t], strict=True):
                     whole = agent.x.detach().clone()
-                    whole[part] = theta.detach()
+                    if share is None:
+                        whole[part] += theta.detach() - q
+                    else:
+                        whole[part] = share * whole[part] + (1 - share) * theta.detach()
                     agent.become(whole)
         yield now(agents)
+
+
+def polyak(problem: Problem, alpha: float) -> Trajectory:
+    """A running mean that nobody trains with: the fast weights are those of SGD alone."""
+    agents = crowd(problem)
+    for k in range(problem.steps):
+        for agent in agents:
+            agent.step(k)
+        yield now(agents)
+
+
+def osgp(problem: Problem, shares: Tensor, tau: int, delay: int) -> Trajectory:
+    """arXiv 1811.10792 with messages that arrive `delay` steps later, in place of what was sent; yields x / w."""
+    agents = crowd(problem)
+    w = torch.ones(len(agents), dtype=torch.float64)
+    sent: dict[int, Tensor] = {}
+    for k in range(1, problem.steps + 1):
+        for agent, own in zip(agents, w, strict=True):
+            agent.step_from(k - 1, own)
+        if k in sent:
+            x = now(agents) + shares.T @ sent[k] - sent[k]
+            w = shares.T @ w
+            for agent, own in zip(agents, x, strict=True):
+                agent.become(own)
+        if k % tau == 0:
+            sent[k + delay] = now(agents)
+        yield now(agents) / w[:, None]
 
 
 def snoo(problem: Problem, k: int, eta: float, mu: float) -> Trajectory:

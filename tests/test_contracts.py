@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +38,9 @@ from dist_lookahead import (
     local_sgd,
     lookahead,
     multilayer_lookahead,
+    osgp,
     overlapped_local_sgd,
+    polyak,
     post_local_sgd,
     recipes,
     sgp,
@@ -78,6 +81,8 @@ ROWS = {
         alone=[replace(level, mix=Alone()) for level in streaming_diloco(TAU, 2, 0.7, 0.6)],
     ),
     "dpsgd": Row(dpsgd(tau=TAU), alone=[]),
+    "polyak": Row(polyak(0.1)),
+    "osgp": Row(osgp(tau=TAU, delay=1), alone=[]),
     "sgp": Row(sgp(tau=TAU), alone=[]),
     "slowmo_over": Row(
         slowmo_over(dpsgd(), TAU, beta=0.6), alone=[Level(Every(TAU), Alone(), Pull(1.0, 0.6, follow_lr=True))]
@@ -106,6 +111,8 @@ VARIANTS = {
         alone=ROWS["slowmo"].alone,
     ),
     "gossip, pulled": Row([Level(Every(TAU), Gossip(topology=OnePeerExponential(), rounds=2), Pull(0.5, 0.4))]),
+    "streaming DiLoCo, delayed, with a share": Row(streaming_diloco(TAU, 2, 0.7, 0.6, delay=1, local_share=0.5)),
+    "elastic": Row([Level(Every(TAU), Exact(codec=Cast()), Pull(0.5), local_share=0.75)]),
     "parts by name, reset, under SlowMo": Row(
         [
             Level(Every(1), Exact(), Copy(), "reset", params=Named(("1.*", "*.bias"))),
@@ -262,7 +269,11 @@ def test_agents_agree_after_every_sync_of_all(row: Row) -> None:
     train(agents, range(LAST))
     for agent in agents:
         agent.optimizer.sync()
-    first, *others = (agent.model.state_dict() for agent in agents)
+    with ExitStack() as slow:
+        if any(level.local_share for level in row.levels):  # agents keep some weights of their own
+            for agent in agents:
+                slow.enter_context(agent.optimizer.slow_weights())
+        first, *others = copy.deepcopy([agent.model.state_dict() for agent in agents])
     for name in ("0.weight", "1.running_mean"):
         assert all(same(first[name], other[name]) for other in others) == agree(row.levels, mesh_for(row.levels, 4))
 

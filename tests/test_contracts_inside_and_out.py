@@ -39,7 +39,11 @@ def ends(levels: Sequence[Level], agents: int = 2) -> list[dict[str, Tensor]]:
     return [agent.model.state_dict() for agent in crowd]
 
 
-SHARDABLE = {name: row for name, row in ALL.items() if with_mix(row.levels, axis="local") != list(row.levels)}
+SHARDABLE = {
+    name: row
+    for name, row in ALL.items()
+    if with_mix(row.levels, axis="local") != list(row.levels) and not any(level.local_share for level in row.levels)
+}
 CODABLE = {name: row for name, row in SHARDABLE.items() if not any(level.mix.weighted for level in row.levels)}
 
 

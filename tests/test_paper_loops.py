@@ -41,7 +41,9 @@ from dist_lookahead import (
     local_sgd,
     lookahead,
     multilayer_lookahead,
+    osgp,
     overlapped_local_sgd,
+    polyak,
     post_local_sgd,
     recipes,
     sgp,
@@ -143,6 +145,8 @@ METHODS = {
         streaming_diloco(4, 2, 0.4, 0.9),
         partial(reference.streaming_diloco, h=4, fragments=(slice(0, 6), slice(6, 11)), alpha=0.4, beta=0.9),
     ),
+    "polyak": Method(polyak(0.1), partial(reference.polyak, alpha=0.1)),
+    "osgp": Method(osgp(tau=3, delay=2), partial(reference.osgp, shares=HALVES, tau=3, delay=2), agents=(2,)),
     "dpsgd": Method(dpsgd(tau=2), partial(reference.dpsgd, tau=2), agents=(1, 2, 3, 5)),
     # With two agents its graph has the weights 1/2, with one there is nobody to hear.
     "sgp": Method(sgp(tau=2), partial(reference.sgp, shares=HALVES, tau=2), agents=(2,)),
@@ -167,6 +171,35 @@ def test_all_recipes_have_a_loop_to_be_compared_with() -> None:
     """Breaks when a recipe is added without its paper's loop."""
     public = set(recipes.__all__)
     assert public == set(METHODS)
+
+
+@pytest.mark.parametrize("share", [None, 0.5, 0.25])
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_streaming_diloco_with_a_delay_and_a_share(delay: int, share: float | None) -> None:
+    """Breaks if the share is taken of the wrong weights, or if a part that lands moves another one."""
+    problem = Problem(3, FAST["momentum"], decaying)
+    levels = streaming_diloco(4, 2, 0.4, 0.9, delay=delay, local_share=share or 0.0)
+    fragments = (slice(0, 6), slice(6, 11))
+    paper = reference.streaming_diloco(problem, 4, fragments, 0.4, 0.9, delay, share)
+    assert_follows(problem, levels, paper)
+
+
+def test_polyak_averages_follow_the_fast_weights() -> None:
+    problem = Problem(2, FAST["momentum"], decaying)
+    agents, mean = crowd(problem, polyak(0.1)), torch.stack([problem.start] * 2)
+    for k in range(9):
+        for agent in agents:
+            agent.step(k)
+        for rank, agent in enumerate(agents):
+            mean[rank] += 0.1 * (agent.weights() - mean[rank])
+            with agent.optimizer.slow_weights():
+                torch.testing.assert_close(agent.weights(), mean[rank], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("delay", [1, 2])
+def test_overlapped_push_sum_where_masses_differ(delay: int) -> None:
+    problem = Problem(3, FAST["momentum"], decaying)
+    assert_follows(problem, osgp(Graph(UNEVEN), 3, delay), reference.osgp(problem, UNEVEN, 3, delay))
 
 
 # --- push-sum in a graph where agents do not hear as many as hear them

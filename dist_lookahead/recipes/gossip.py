@@ -59,3 +59,37 @@ def sgp(
     Reference: arXiv 1811.10792, Algorithm 1.
     """
     return [Level(Every(tau), PushSum(axis, topology), Copy(), fast_buffers)]
+
+
+def osgp(
+    topology: Topology = ONE_PEER,
+    tau: Scheduled = 2,
+    delay: int = 1,
+    *,
+    axis: str = "world",
+    fast_buffers: FastBuffers = "keep",
+) -> list[Level]:
+    """Overlapped stochastic gradient push: messages travel while the agents take fast steps.
+
+    As `sgp`, and what was sent after step s arrives after step s + delay: x_j <- x_j + (sum_i W_ij q_i - q_j) with
+    q = x of step s, and the masses then. The paper takes away what an agent sends when it is sent, and steps from the
+    rest and its mass meanwhile; here an agent keeps its weights whole until those of others are there.
+
+    Args:
+        topology: the graph.
+        tau: fast steps from one exchange to the next, >= 2.
+        delay: fast steps that a message may take, 1 <= delay < tau.
+        axis: mesh axis along which agents are neighbours.
+        fast_buffers: "keep" or "reset".
+
+    Defaults: the paper's graph; tau and delay are the shortest that overlap.
+
+    Example:
+        >>> osgp()[0].when
+        Every(tau=2, delay=1)
+
+    Reference: arXiv 1811.10792, section 3 (overlap).
+    """
+    if not delay:
+        raise ValueError(f"osgp(delay={delay}) overlaps nothing: use sgp, or a delay of at least 1")
+    return [Level(Every(tau, delay), PushSum(axis, topology), Copy(), fast_buffers)]

@@ -185,6 +185,8 @@ def streaming_diloco(
     *,
     strided: bool = False,
     codec: Codec | None = None,
+    delay: int = 0,
+    local_share: float = 0.0,
     fast_buffers: FastBuffers = "keep",
 ) -> list[Level]:
     """Streaming DiLoCo: one part of the parameters at a time, so that what is sent at once is a part of the model.
@@ -199,9 +201,13 @@ def streaming_diloco(
         beta: outer Nesterov momentum, 0 <= beta < 1.
         strided: every P-th parameter makes a part, in place of neighbours.
         codec: in what code averages travel (4 bits in the paper).
-        fast_buffers: "keep", "reset" or "average", each for the part that is averaged.
+        delay: fast steps from where an average begins to where it lands, below tau.
+        local_share: share of its own weights that an agent keeps there, the paper's mixing factor (alpha there):
+            x_i <- z + share (x_i - z); 0 keeps the progress made meanwhile instead.
+        fast_buffers: "keep", "reset" or, without a delay, "average", each for the part that is averaged.
 
-    Defaults: tau and the momentum are the paper's, as far as known; alpha is taken from its experiments, uncertain.
+    Defaults: tau and the momentum are the paper's, as far as known; alpha is taken from its experiments, uncertain. The
+    paper has a delay, and a share of 1/2.
 
     Example:
         >>> [(level.when.phase, level.params.index) for level in streaming_diloco(tau=100, parts=4)]
@@ -213,11 +219,12 @@ def streaming_diloco(
         raise ValueError(f"tau={tau} must be at least parts={parts}: two parts would fire after the same step")
     return [
         Level(
-            Every(tau, phase=(part + 1) * tau // parts % tau),
+            Every(tau, delay, phase=(part + 1) * tau // parts % tau),
             Exact(codec=codec),
             Pull(alpha, beta, nesterov=True),
             fast_buffers,
             Part(part, parts, strided),
+            local_share,
         )
         for part in range(parts)
     ]

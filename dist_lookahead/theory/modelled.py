@@ -31,4 +31,9 @@ def modelled(levels: Sequence[Level]) -> tuple[Level, ...]:
                 f"levels[{index}].when.delay={level.when.delay}: theory does not model averages that land later; ask "
                 "with delay=0 instead"
             )
+        if level.local_share:
+            raise ValueError(
+                f"levels[{index}].local_share={level.local_share}: theory does not model agents that keep a share of "
+                "their own weights; ask with local_share=0 instead"
+            )
     return levels

@@ -198,10 +198,11 @@ def _weights(mesh: Mesh | None, inner: Inner, levels: Levels, evaluation: Evalua
         return  # faults of their own
     outer = levels.stack[-1]
     whole = outer.move.keeps_slow_weights or (isinstance(outer.mix, Exact) and outer.mix.codec)
-    if outer.when.delay and (outer.mix.shard or not whole):
+    if (outer.when.delay or outer.local_share) and (outer.mix.shard or not whole):
         yield (
             f"evaluation.weights={list(evaluation.weights)}: where an average lands after delay={outer.when.delay}, "
-            "agents have gone on from the slow weights, and no agent has kept all of these; use [averaged]"
+            f"with local_share={outer.local_share}, agents have gone on from slow weights of which none has kept all; "
+            "use [averaged]"
         )
     elif not agreeing(levels.stack, mesh, inner):
         yield (

@@ -68,18 +68,41 @@ def _put_together(processes: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any
 
 
 def _averaged(first: Mapping[str, Any], others: Any) -> tuple[dict[str, Tensor], str]:
-    model, slow = dict(first["model"]), first["optimizer"]["levels"]
-    outer = slow["levels"][-1]
-    if outer["last"] == slow["clock"]:
+    """Take for each parameter the slow weights of the outermost level that acts on it."""
+    model, stack = dict(first["model"]), first["optimizer"]["levels"]
+    found: dict[str, Tensor] = {}
+    steps: list[int] = []
+    for names, levels in zip(stack["parameters"], _covers(stack), strict=True):
+        outer = stack["levels"][levels[-1]]
+        steps.append(outer["last"])
+        if outer["last"] == stack["clock"] and not from_plain(outer["level"]).local_share:
+            continue  # the fast weights are the slow ones
+        if not outer["slow"] or outer["owned"]:
+            return _mean_of(first, others)
+        found.update({name: outer["slow"][name].to(model[name].dtype) for name in names})
+    if not found:
         return model, "slow weights at a sync"
-    if outer["slow"] and not outer["owned"]:
-        weights = {name: tensor.to(model[name].dtype) for name, tensor in outer["slow"].items()}
-        return {**model, **weights, **slow["buffers"]}, f"slow weights of fast step {outer['last']}"
-    return _mean_of(first, others)
+    return {**model, **found, **stack["buffers"]}, f"slow weights of fast step {max(steps)}"
+
+
+def _covers(stack: Mapping[str, Any]) -> Sequence[Sequence[int]]:
+    """Return the levels that act on each group of parameters: all, in files from before there were parts."""
+    return stack.get("covers") or [range(len(stack["levels"]))] * len(stack["parameters"])
 
 
 def _mean_of(first: Mapping[str, Any], others: Any) -> tuple[dict[str, Tensor], str]:
-    return _mean([dict(agent["model"]) for agent in (first, *others)]), "mean of all agents' fast weights"
+    return _mean([_with_mass(agent, number) for number, agent in enumerate((first, *others))]), (
+        "mean of all agents' fast weights"
+    )
+
+
+def _with_mass(agent: Mapping[str, Any], number: int) -> dict[str, Tensor]:
+    """Return an agent's weights, those of push-sum times their mass: their mean is what it keeps."""
+    model, stack = dict(agent["model"]), agent["optimizer"]["levels"]
+    for names, levels in zip(stack["parameters"], _covers(stack), strict=True):
+        for masses in filter(None, (stack["levels"][index].get("mass") for index in levels)):
+            model |= {name: model[name] * masses[number] for name in names}
+    return model
 
 
 def _mean(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

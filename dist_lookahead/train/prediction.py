@@ -114,6 +114,8 @@ def _unknown(config: Config, agents: int) -> Iterator[str]:
     for index, level in enumerate(config.levels_stack()):
         if level.when.delay:
             yield f"theory does not model averages that land later, and levels[{index}].when.delay={level.when.delay}"
+        if level.local_share:
+            yield f"theory does not model agents that keep local_share={level.local_share} of their own weights"
         settings = {"tau": level.when.tau, **{name: getattr(level.move, name, 0.0) for name in ("alpha", "beta")}}
         for name, value in settings.items():
             if not isinstance(value, int | float | Schedule):

@@ -200,6 +200,8 @@ class Trainer:
         seconds = time.perf_counter() - self._marked
         rows = [[*a.take_loss(), *(a.dynamics.sums() if a.dynamics else ())] for a in self.agents]
         loss_sum, steps, *moved = sum_over_agents(self.world.communicators, rows, self.world.device)
+        if not steps:  # what was under way has landed at the end, after a report of the same fast step
+            return
         if not math.isfinite(loss_sum):
             raise DivergedError(
                 f"the loss is {loss_sum / steps} in the round before fast step {self.step}: lower inner.lr or "
