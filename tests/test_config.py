@@ -381,8 +381,8 @@ def test_a_delay_is_read_in_a_recipe_and_in_a_list(good: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (LATE[:1], r"no agent has kept all of these; use \[averaged\]"),
-        (("levels.delay=4", "levels.shard=true"), r"no agent has kept all of these; use \[averaged\]"),
+        (LATE[:1], r"of which none has kept all; use \[averaged\]"),
+        (("levels.delay=4", "levels.shard=true"), r"of which none has kept all; use \[averaged\]"),
         (("levels.delay=12",), r"Every.delay=12 must be below tau=12"),
         (("levels.delay=0.5",), r"levels.delay=0.5 must be a whole number"),
         (("levels.delay=2", "levels.fast_buffers=average"), r"the agents would wait for it"),
