@@ -279,8 +279,8 @@ def _share_fault(level: Level) -> str | None:
         return f"{given} with move=Copy() has no effect: each agent would keep its own weights; use less, or Pull"
     if isinstance(level.mix, PushSum):
         return f"{given} with mix=PushSum(): weights of different mass do not mix; use Gossip, or leave it out"
-    if level.mix.weighted or level.mix.shard:
-        return f"{given} with mix={level.mix}: leave weighted and shard out"
+    if level.mix.weighted or level.mix.shard or level.move.searches:
+        return f"{given} with mix={level.mix}, move={level.move}: leave weighted, shard and alpha=Optimal out"
     return None
 
 
