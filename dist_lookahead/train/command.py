@@ -19,7 +19,10 @@ from dist_lookahead.train.config import Config, ConfigError, load_config
 from dist_lookahead.train.curves import draw_curves
 from dist_lookahead.train.exchange import texts_of_agents
 from dist_lookahead.train.export import export
+from dist_lookahead.train.inner_loop_picture import draw_inner_loop
+from dist_lookahead.train.outcome import write_divergence, write_outcome
 from dist_lookahead.train.prediction_report import report
+from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.settings import settings
 from dist_lookahead.train.summary import summary
@@ -51,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="run a YAML file, alone or under torchrun")
     _add_config(train)
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+    train.add_argument(
+        "--probe",
+        choices=["inner_loop"],
+        help="measure after every fast step and sync of the last rounds; the same as --set probe.name=inner_loop",
+    )
     train.set_defaults(run=_train)
     validate = commands.add_parser("validate", help="check a YAML file without running it")
     _add_config(validate)
@@ -144,18 +152,26 @@ def _figure(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    config = load_config(options.file, options.overrides)
+    probe = [f"probe.name={options.probe}"] if options.probe else []
+    config = load_config(options.file, [*options.overrides, *probe])
     _set_precision(config)
     device, timeout = config.run.device, config.run.timeout
     with join_world(agents=config.agents, device=device, timeout=timeout, mesh=config.mesh) as world:
         task = _build_task(config, world.communicators, world.device)
         directory = _agree_on_directory(config, world, resume=options.resume)
         trainer = Trainer(config, task, world, directory, resume=options.resume)
-        outcome = trainer.run()
+        try:
+            outcome = trainer.run()
+        except DivergedError as error:
+            if world.leads:
+                write_divergence(directory, str(error))
+            raise
         if world.leads:
             if config.logging.plots:
                 draw_curves(directory.metrics, directory.curves, config.run.name)
+                draw_inner_loop(directory.inner_loop, config.run.name, list(read_metrics(directory.metrics)))
             if outcome.signal is None:
+                write_outcome(directory, outcome)
                 # Before the summary, which names the files that are there.
                 compared = [*report(config, directory, agents=world.agents, steps=outcome.step)]
                 Console().print(summary(outcome, directory, name=config.run.name, agents=world.agents), *compared)

@@ -23,7 +23,16 @@ from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
 from dist_lookahead.train.config_mesh import agreeing, sharing_faults, write_mesh
 from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
-from dist_lookahead.train.config_sections import Data, Evaluation, ModelChoice, Performance, Precision, Run, Sync
+from dist_lookahead.train.config_sections import (
+    Data,
+    Evaluation,
+    ModelChoice,
+    Performance,
+    Precision,
+    Probe,
+    Run,
+    Sync,
+)
 from dist_lookahead.train.config_tasks import Feed
 
 
@@ -89,6 +98,13 @@ def _rate_faults(length: RunLength, lr_schedule: LrSchedule) -> Iterator[str]:
                 yield f"lr_schedule.milestones: {milestone:g} {unit} is beyond the end of the run of {total} fast steps"
 
 
+def window_faults(length: RunLength, probe: Probe) -> Iterator[str]:
+    """Say whether the window that is looked at lies outside the run."""
+    for name, value, latest in (("start", probe.start, length.total - 1), ("end", probe.end, length.total)):
+        if value is not None and value > latest:
+            yield f"probe.{name}={value} must be at most {latest}: the run has {length.total} fast steps"
+
+
 def _device(run: Run, feed: Feed, precision: Precision) -> Iterator[str]:
     return device_faults(run.device, feed, precision)
 
@@ -103,6 +119,11 @@ def _length(run: Run, feed: Feed, agents: int, levels: Levels, lr_schedule: LrSc
     """Under torchrun there may be more agents and so fewer steps, never more of them."""
     if feed.samples is not None:
         yield from length_faults(run_length(run, feed, samples=feed.samples, agents=agents), levels, lr_schedule)
+
+
+def _window(run: Run, feed: Feed, agents: int, probe: Probe | None) -> Iterator[str]:
+    if feed.samples is not None and probe is not None:
+        yield from window_faults(run_length(run, feed, samples=feed.samples, agents=agents), probe)
 
 
 def _model_takes_images(data: Data, model: ModelChoice) -> Iterator[str]:
@@ -168,6 +189,7 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _agents,
     _axes,
     _length,
+    _window,
     _model_takes_images,
     _shares,
     _averages,

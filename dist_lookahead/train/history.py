@@ -26,6 +26,7 @@ FREE = (  # settings that may differ when a run goes on: they do not change what
     "data.workers",
     "data.pin_memory",
     "evaluation",
+    "probe",
     "checkpoint",
     "logging",
     "sync.check_every",
@@ -47,6 +48,7 @@ class History:
     ) -> None:
         self.metrics: dict[str, dict[str, float]] = {}
         self.next_evaluation = evaluation_period or 0
+        self.seconds = 0.0  # of training, without evaluations and checkpoints
         self._config = config
         self._agents = agents
         self._stores = [
@@ -73,6 +75,7 @@ class History:
             agent.load_state_dict(state["agent"])
             store.drop_after(step)
         self.metrics, self.next_evaluation = states[0]["metrics"], states[0]["next_evaluation"]
+        self.seconds = states[0]["seconds"]
         self._bytes_before = states[0]["bytes_sent"] - self._agents[0].communicator.bytes_sent
         self._last = self._common = step
         return step
@@ -89,6 +92,7 @@ class History:
                 "metrics": self.metrics,
                 "next_evaluation": self.next_evaluation,
                 "bytes_sent": self.bytes_sent(),
+                "seconds": self.seconds,
             }
             store.save(step, state, common=self._common)
         self._last = step
