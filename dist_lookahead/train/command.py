@@ -1,10 +1,13 @@
-"""The command line: train, validate, theory, settings, export, figure."""
+"""The command line: train, sweep, compare, validate, theory, settings, export, figure."""
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -26,6 +29,9 @@ from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.settings import settings
 from dist_lookahead.train.summary import summary
+from dist_lookahead.train.sweep import run_sweep
+from dist_lookahead.train.sweep_file import load_sweep
+from dist_lookahead.train.sweep_results import LINES, TABLE, write_results
 from dist_lookahead.train.theory_report import theory_report
 from dist_lookahead.train.theory_report_setting import Assumptions
 from dist_lookahead.train.trainer import DivergedError, Trainer
@@ -78,9 +84,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(theory)
     _add_assumptions(theory)
     theory.set_defaults(run=_theory)
+    _add_comparisons(commands)
     everything = commands.add_parser("settings", help="print all settings of a YAML file with defaults and meanings")
     everything.set_defaults(run=_settings)
     return parser
+
+
+def _add_comparisons(commands: Any) -> None:
+    sweep = commands.add_parser("sweep", help="run all points of a sweep file; again, to go on after an interruption")
+    sweep.add_argument("file", type=Path, help="the sweep file")
+    sweep.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: cores / threads of a run)")
+    sweep.add_argument("--dry-run", action="store_true", help="check and list all points without running them")
+    sweep.set_defaults(run=_sweep)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +164,18 @@ def _figure(options: argparse.Namespace) -> int:
             FIGURES[name](options.out, lambda done, bar=bar, task=task: bar.update(task, completed=done))
         print(options.out / f"{name}.png")
     return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    if "WORLD_SIZE" in os.environ:
+        raise ValueError("a sweep starts its runs itself: leave out torchrun, and simulate agents with `agents`")
+    sweep, points = load_sweep(options.file)
+    if options.dry_run:
+        print(*(point.label for point in points), sep="\n")
+        return 0
+    status = run_sweep(sweep, points, jobs=options.jobs, say=partial(print, flush=True))
+    print("", write_results(sweep.folder, points), "", f"Also in {sweep.folder / TABLE} and {LINES}", sep="\n")
+    return status
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dist_lookahead.train.agent import Agent
 from dist_lookahead.train.checkpoint import CheckpointStore, newest_common
 from dist_lookahead.train.config import Config
+from dist_lookahead.train.config_file import flat
 from dist_lookahead.train.exchange import texts_of_agents
 from dist_lookahead.train.run_directory import RunDirectory
 
@@ -117,7 +118,7 @@ class History:
 
 def _require_same_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuse to go on with another training than the one that was saved."""
-    before, now = dict(_flat(saved)), dict(_flat(here))
+    before, now = dict(flat(saved)), dict(flat(here))
     changed = [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -131,11 +132,3 @@ def _require_same_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None
         )
     if changed:
         _log.warning("resumed with other settings: %s", "; ".join(changed))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
