@@ -62,6 +62,12 @@ def test_the_base_is_looked_for_beside_the_sweep_file(tmp_path: Path) -> None:
     assert point.config.run.seed == 7
 
 
+def test_settings_of_all_points_give_way_to_those_of_a_point(tmp_path: Path) -> None:
+    points = [{"name": "A"}, {"name": "B", "run.steps": 7}]
+    _, found = load_sweep(written(tmp_path, set={"run.steps": 5}, points=points))
+    assert [point.config.run.steps for point in found] == [5, 7]
+
+
 def test_a_point_has_the_name_of_its_training(tmp_path: Path) -> None:
     """Results must not be taken for those of another setting, whatever has changed in the file."""
 
@@ -100,6 +106,7 @@ def test_all_faults_of_all_points_are_said_before_anything_runs(tmp_path: Path) 
         ({"grid": {"run.seed": [1, 1]}}, "grid.run.seed: 1 is there twice"),
         ({"grid": {"run.seed": []}}, "at least 1 item"),
         ({"base": None}, "base is missing"),
+        ({"set": {"agents": 1}, "grid": {"agents": [1, 2]}}, "agents is given twice"),
         ({"points": [{"name": "A"}, {"name": "B"}]}, "B: the same run as A"),
         ({"gird": {}}, "gird is unknown; did you mean 'grid'?"),
         ({"threads": 0}, "threads=0 must be at least 1"),

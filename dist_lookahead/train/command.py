@@ -18,6 +18,8 @@ from dist_lookahead.failure import SyncError
 from dist_lookahead.figures.registry import FIGURES, chosen, descriptions
 from dist_lookahead.stability import instabilities
 from dist_lookahead.tasks.task import Task
+from dist_lookahead.train.comparison import X
+from dist_lookahead.train.comparison_report import write_comparison
 from dist_lookahead.train.config import Config, ConfigError, load_config
 from dist_lookahead.train.curves import draw_curves
 from dist_lookahead.train.exchange import texts_of_agents
@@ -96,6 +98,17 @@ def _add_comparisons(commands: Any) -> None:
     sweep.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: cores / threads of a run)")
     sweep.add_argument("--dry-run", action="store_true", help="check and list all points without running them")
     sweep.set_defaults(run=_sweep)
+    compare = commands.add_parser("compare", help="curves and a table of runs, with mean and spread over seeds")
+    compare.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folder of a run, or of a sweep")
+    compare.add_argument("--x", choices=X, default="steps", help="what to draw against (default: %(default)s)")
+    compare.add_argument(
+        "--y", nargs="+", default=[], metavar="NAME", help="what to draw: loss, test_accuracy, any value recorded"
+    )
+    compare.add_argument(
+        "--group-by", nargs="+", default=[], metavar="KEY", help="settings of a group (default: all but run.seed)"
+    )
+    compare.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write (default: %(default)s)")
+    compare.set_defaults(run=_compare)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +189,12 @@ def _sweep(options: argparse.Namespace) -> int:
     status = run_sweep(sweep, points, jobs=options.jobs, say=partial(print, flush=True))
     print("", write_results(sweep.folder, points), "", f"Also in {sweep.folder / TABLE} and {LINES}", sep="\n")
     return status
+
+
+def _compare(options: argparse.Namespace) -> int:
+    print(write_comparison(options.folders, options.out, x=options.x, y=options.y, group_by=options.group_by))
+    print("", f"Also in {options.out}, with curves", sep="\n")
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:

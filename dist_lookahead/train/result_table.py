@@ -10,8 +10,8 @@ from dist_lookahead.train.summary import size
 COST = ("steps", "syncs", "bytes_sent", "seconds")
 TITLES = {"loss": "training loss", "bytes_sent": "sent per agent"}
 NOTE = (
-    "Mean ± standard deviation over the finished runs of a row (n - 1 in the denominator); the training loss is the "
-    "mean over the last tenth of a run."
+    "Mean ± standard deviation over the finished runs of a row (n - 1 in the denominator); the training loss is that "
+    "of the rounds that end in the last tenth of a run."
 )
 
 

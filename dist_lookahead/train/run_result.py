@@ -72,7 +72,7 @@ class RunResult:
         return {**self._training_loss(), **tested, **cost}
 
     def _training_loss(self) -> dict[str, float]:
-        """Mean over the last fast steps; none where there are no records of syncs."""
+        """Mean over the rounds that end in the last part of the run; none where there are no records of syncs."""
         syncs = self.of_kind("sync")
         begins = [0, *(record["step"] for record in syncs)]
         rounds = [(record["step"] - begin, record) for begin, record in zip(begins, syncs, strict=False)]

@@ -63,6 +63,8 @@ class Sweep(Section):
     """Run file, looked for from the sweep file's folder, or its sections; a point may have one of its own."""
     threads: int = Field(default=1, ge=1)
     """Threads of each run; a number of its own gives sums in an order of their own, so that last bits may differ."""
+    set: dict[str, Any] = Field(default={})
+    """Settings of all points over their base, such as run.epochs: 5; a point may have another value."""
     grid: Grid = Field(default={})
     """Settings with lists of values, such as levels.tau: [5, 10]; every combination is run, for each of `points`."""
     points: Annotated[tuple[Variant, ...], BeforeValidator(as_tuple)] = ()
@@ -148,9 +150,11 @@ class _Faults:
 
 def _combinations(sweep: Sweep, variant: Variant, faults: _Faults) -> Iterator[Settings]:
     """Yield what the grids choose, seeds last."""
-    given = [*variant.settings, *variant.grid, *sweep.grid]
+    given = [*variant.settings, *variant.grid, *sweep.grid, *(sweep.set.keys() & sweep.grid.keys())]
     twice = sorted({path for path in given if given.count(path) > 1})
-    faults.add(variant.name, [f"{path} is given twice: in the point, its grid or the sweep's grid" for path in twice])
+    faults.add(
+        variant.name, [f"{path} is given twice: in the point, its grid, or the sweep's set or grid" for path in twice]
+    )
     grid = {**variant.grid, **sweep.grid}
     for path, values in grid.items():
         if repeated := [value for index, value in enumerate(values) if value in values[:index]]:
@@ -162,7 +166,7 @@ def _combinations(sweep: Sweep, variant: Variant, faults: _Faults) -> Iterator[S
 
 def _point(sweep: Sweep, variant: Variant, settings: Settings, folder: Path) -> Point:
     plain, faults = _base(sweep, variant, folder), []
-    for path, value in {**variant.settings, **settings}.items():
+    for path, value in {**sweep.set, **variant.settings, **settings}.items():
         if path in NAMED_HERE:
             faults.append(f"{path} has no effect: a sweep names its runs itself; remove it")
             continue
