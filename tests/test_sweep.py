@@ -139,6 +139,8 @@ def test_every_point_is_the_run_that_train_makes_and_the_table_says_mean_and_spr
     spread = abs(first["test_accuracy"] - second["test_accuracy"]) * 100 / 2**0.5
     assert "| two | 2 | " in shown
     assert f"{mean:.2f} ± {spread:.2f} %" in shown
+    assert main(["compare", str(tmp_path / "sweep"), "--out", str(tmp_path / "comparison")]) == 0
+    assert list(json.loads((tmp_path / "comparison" / "comparison.json").read_text())["loss"]) == ["two"]
 
 
 @LIMIT

@@ -29,7 +29,7 @@ from dist_lookahead.train.outcome import write_divergence, write_outcome
 from dist_lookahead.train.prediction_report import report
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
-from dist_lookahead.train.settings import settings
+from dist_lookahead.train.settings import settings, sweep_settings
 from dist_lookahead.train.summary import summary
 from dist_lookahead.train.sweep import run_sweep
 from dist_lookahead.train.sweep_file import load_sweep
@@ -87,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_assumptions(theory)
     theory.set_defaults(run=_theory)
     _add_comparisons(commands)
-    everything = commands.add_parser("settings", help="print all settings of a YAML file with defaults and meanings")
+    everything = commands.add_parser("settings", help="print all settings of a run file with defaults and meanings")
+    everything.add_argument("--sweep", action="store_true", help="of a sweep file, in place of a run file")
     everything.set_defaults(run=_settings)
     return parser
 
@@ -155,7 +156,7 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> int:
-    print("\n".join(settings()))
+    print("\n".join(sweep_settings() if options.sweep else settings()))
     return 0
 
 

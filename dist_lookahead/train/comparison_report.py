@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from dist_lookahead.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SMALL, label, new_figure, save
 from dist_lookahead.train.comparison import Curve, curve, grouped, names_of_curves, read_entries
-from dist_lookahead.train.result_table import markdown
+from dist_lookahead.train.result_table import markdown, title
 
 NAME, TABLE = "comparison", "comparison.md"
 COLOURS, LINES = (BLUE, ORANGE, GREEN, RED, PURPLE, GREY), ("-", "--", ":")
@@ -48,7 +48,7 @@ def _draw(curves: Mapping[str, Mapping[str, Curve]], out: Path, x: str) -> None:
             _draw_line(axis, line, who, index)
         if "loss" in name:
             axis.set_yscale("log")
-        label(axis, x=UNITS[x], y=name.replace("_", " "))
+        label(axis, x=UNITS[x], y=title(name))
     axes[-1].legend(frameon=False, title="mean ± standard deviation", **SMALL)
     numbers = {name: {who: vars(line) for who, line in own.items()} for name, own in curves.items()}
     save(figure, out, NAME, {"x": x, **numbers})

@@ -57,7 +57,7 @@ def markdown(groups: Sequence[Group]) -> Iterator[str]:
     shared = list(dict.fromkeys(name for group in groups for name in group.columns))
     names = list(dict.fromkeys(name for own in values for name in own if name not in COST))
     names += [name for name in COST if any(name in own for own in values)]
-    titles = [*shared, "runs", *(TITLES.get(name, name.replace("_", " ")) for name in names)]
+    titles = [*shared, "runs", *map(title, names)]
     yield _row(titles)
     yield _row(["---"] * (len(shared) + 1) + ["---:"] * len(names))
     for group, own in zip(groups, values, strict=True):
@@ -65,6 +65,16 @@ def markdown(groups: Sequence[Group]) -> Iterator[str]:
         yield _row([*cells, group.states(), *(_cell(name, own.get(name, [])) for name in names)])
     yield ""
     yield NOTE
+
+
+def title(name: str) -> str:
+    """Return what a value is called in tables and pictures.
+
+    Example:
+        >>> title("loss"), title("test_loss")
+        ('training loss', 'test loss')
+    """
+    return TITLES.get(name, name.replace("_", " "))
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

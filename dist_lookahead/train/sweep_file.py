@@ -68,8 +68,7 @@ class Sweep(Section):
     grid: Grid = Field(default={})
     """Settings with lists of values, such as levels.tau: [5, 10]; every combination is run, for each of `points`."""
     points: Annotated[tuple[Variant, ...], BeforeValidator(as_tuple)] = ()
-    """Named points, each with settings such as inner.lr: 0.1, and a `base` and `grid` of its own; none: the grid alone.
-    """
+    """Named points, each with settings such as inner.lr: 0.1, its own `base` and `grid`; none for the grid alone."""
 
     @property
     def folder(self) -> Path:
