@@ -8,6 +8,7 @@ import pytest
 from dist_lookahead.train.command import main
 from dist_lookahead.train.config import ConfigError
 from dist_lookahead.train.recorder import read_metrics
+from tests.launching import run
 from tests.training import (
     Crash,
     crash_before,
@@ -130,3 +131,15 @@ def test_the_flag_draws_the_last_rounds(tmp_path: Path) -> None:
 def test_a_window_outside_the_run_is_refused(probe: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         small_config(tmp_path, probe=probe)
+
+
+@pytest.mark.timeout(240)
+def test_processes_see_what_simulated_agents_see(tmp_path: Path) -> None:
+    """The agents of a process report together: each one's rows must be for the same moments."""
+    simulated, real = (small_config(tmp_path / name, **WINDOW) for name in ("simulated", "real"))
+    train(small_config(tmp_path / "simulated", **WINDOW, agents=2))
+    file = tmp_path / "run.yaml"
+    file.write_text(real.to_yaml(), encoding="utf-8")
+    ended = run(["train", str(file)], processes=2)
+    assert ended.returncode == 0, ended.stdout
+    assert probed(folder_of(simulated)) == probed(folder_of(real))
