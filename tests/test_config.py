@@ -16,9 +16,11 @@ from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.config import Config, ConfigError, load_config, parse_config
 from dist_lookahead.train.config_levels import RECIPES
 from dist_lookahead.train.config_sections import SAMPLES
+from dist_lookahead.train.sweep_file import load_sweep
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
+SWEEPS = sorted((CONFIGS / "sweeps").rglob("*.yaml"))
+SHIPPED = sorted(set(CONFIGS.rglob("*.yaml")).difference(SWEEPS))
 
 GOOD = """
 run: {name: test, epochs: 30}
@@ -48,6 +50,13 @@ def test_a_shipped_config_loads_and_its_resolved_form_gives_an_equal_one(path: P
     written = tmp_path / "config.yaml"
     written.write_text(config.to_yaml())
     assert load_config(written) == config == parse_config(config.resolved())
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
+def test_every_point_of_a_shipped_sweep_is_valid(path: Path) -> None:
+    sweep, points = load_sweep(path)
+    assert sweep.name.replace("-", "_") == path.stem
+    assert len(points) > 1
 
 
 def test_every_recipe_has_a_shipped_config_on_the_embedded_data() -> None:

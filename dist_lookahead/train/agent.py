@@ -1,6 +1,6 @@
 """One agent of a run: its model, optimizer, data and random generators."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -17,6 +17,7 @@ from dist_lookahead.train.config import Config
 from dist_lookahead.train.config_mesh import agreeing
 from dist_lookahead.train.data_parallel import AXIS, count_bytes, shared
 from dist_lookahead.train.dynamics import Dynamics
+from dist_lookahead.train.inner_loop import InnerLoop, spread_evenly
 from dist_lookahead.train.random_state import RandomState, derive_seed
 from dist_lookahead.train.sampler import BatchSampler, evaluation_split, loader
 
@@ -56,6 +57,7 @@ class Agent:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         whole = self.shares_gradients and not self.is_split
         self._forward = shared(self._compiled(), communicator) if whole else self._compiled()
+        self.inner_loop: InnerLoop | None = None
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._batches: Iterator[Batch] | None = None
         self._sampler: BatchSampler | None = None
@@ -124,10 +126,23 @@ class Agent:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    @torch.no_grad()
+    def watch_inner_loop(self, *, start: int, end: int) -> None:
+        """Measure within a window of fast steps, on the same test samples on every agent."""
+        assert self.config.probe is not None
+        chosen = spread_evenly(self.config.probe.samples, of=self.task.test_samples)
+        size = self.config.evaluation.batch_size
+        split = [chosen[first : first + size] for first in range(0, len(chosen), size)]
+        watch = self.inner_loop = InnerLoop(lambda: self._aside(split), start=start, end=end)
+        # Between the fast step and the sync, which follows in the same call.
+        self.optimizer.inner.register_step_post_hook(lambda *_: watch.after_fast_step(self.step))
+
+    def look_after_sync(self) -> None:
+        """Measure once more where a level fired after the last fast step; all agents have met."""
+        if self.inner_loop and any(level.landed == self.step > 0 for level in self.optimizer.stack.bound):
+            self.inner_loop.after_sync(self.step)
+
     def evaluate(self) -> dict[str, float]:
         """Return this agent's share of the sums over the test data, at the weights that the model has now."""
-        totals: dict[str, float] = {}
         # Processes that have the weights together go through each batch together, and one of them counts it.
         agents = self.optimizer.stack.communicator if self.is_split else self.communicator
         counts = not self.is_split or self.communicator.axis(AXIS).rank == 0
@@ -137,11 +152,17 @@ class Agent:
             rank=agents.rank,
             agents=agents.size,
         )
+        sums = self._measure(split)
+        return {name: value * counts for name, value in sums.items()}
+
+    @torch.no_grad()
+    def _measure(self, split: Sequence[list[int]]) -> dict[str, float]:
+        totals: dict[str, float] = {}
         self.model.eval()
         for batch in loader(self.task.test_batch, split):
             with self._precision():
                 sums = self.task.evaluate(self._forward, self._to_device(batch))
-            totals = {name: totals.get(name, 0.0) + value * counts for name, value in sums.items()}
+            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
         self.model.train()
         return totals
 
@@ -161,6 +182,7 @@ class Agent:
             "scaler": self.scaler.state_dict(),
             "random": self.random.state_dict(),
             "dynamics": self.dynamics.state_dict() if self.dynamics else {},
+            "inner_loop": self.inner_loop.state_dict() if self.inner_loop else {},
             "loss": [float(self.loss_sum), self.loss_steps],
         }
 
@@ -173,12 +195,19 @@ class Agent:
         self.random.load_state_dict(state["random"])
         if self.dynamics:
             self.dynamics.load_state_dict(state["dynamics"])
+        if self.inner_loop and state["inner_loop"]:  # else the run went on to here without it
+            self.inner_loop.load_state_dict(state["inner_loop"])
         loss_sum, self.loss_steps = state["loss"]
         self.loss_sum.fill_(loss_sum)
 
     def weights(self, which: str) -> AbstractContextManager[None]:
         """Return a context with the "slow" or the "averaged" weights in the model."""
         return self.optimizer.slow_weights() if which == "slow" else self.optimizer.averaged_weights()
+
+    def _aside(self, split: Sequence[list[int]]) -> dict[str, float]:
+        """Measure without touching the random numbers of the training."""
+        with RandomState(derive_seed(self.config.run.seed, "inner loop"), self.device).active():
+            return self._measure(split)
 
     def _probe(self, step: int) -> None:
         """Compute gradients on the samples of the fast step to come, which this round was not trained on."""

@@ -12,6 +12,7 @@ import torch
 from dist_lookahead.adaptive import Timed
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import OnGraph
+from dist_lookahead.averaging.push_sum import PushSum
 from dist_lookahead.bound_level import bind_levels
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.level import Level
@@ -27,7 +28,16 @@ from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
 from dist_lookahead.train.config_mesh import agreeing, shared_axes, sharing_faults, write_mesh
 from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
-from dist_lookahead.train.config_sections import Data, Evaluation, ModelChoice, Performance, Precision, Run, Sync
+from dist_lookahead.train.config_sections import (
+    Data,
+    Evaluation,
+    ModelChoice,
+    Performance,
+    Precision,
+    Probe,
+    Run,
+    Sync,
+)
 from dist_lookahead.train.config_tasks import Feed
 
 
@@ -93,6 +103,13 @@ def _rate_faults(length: RunLength, lr_schedule: LrSchedule) -> Iterator[str]:
                 yield f"lr_schedule.milestones: {milestone:g} {unit} is beyond the end of the run of {total} fast steps"
 
 
+def window_faults(length: RunLength, probe: Probe) -> Iterator[str]:
+    """Say whether the window that is looked at lies outside the run."""
+    for name, value, latest in (("start", probe.start, length.total - 1), ("end", probe.end, length.total)):
+        if value is not None and value > latest:
+            yield f"probe.{name}={value} must be at most {latest}: the run has {length.total} fast steps"
+
+
 def _device(run: Run, feed: Feed, precision: Precision) -> Iterator[str]:
     return device_faults(run.device, feed, precision)
 
@@ -107,6 +124,19 @@ def _length(run: Run, feed: Feed, agents: int, levels: Levels, lr_schedule: LrSc
     """Under torchrun there may be more agents and so fewer steps, never more of them."""
     if feed.samples is not None:
         yield from length_faults(run_length(run, feed, samples=feed.samples, agents=agents), levels, lr_schedule)
+
+
+def _looks(probe: Probe | None, inner: Inner, levels: Levels) -> Iterator[str]:
+    """Say where weights between a fast step and a sync are not what a model is evaluated at."""
+    if probe is not None and inner.data_parallel == "fsdp2":
+        yield "probe with inner.data_parallel='fsdp2' is not supported: leave one of them out, or use ddp"
+    if probe is not None and any(isinstance(level.mix, PushSum) for level in levels.stack):
+        yield "probe with mix: push_sum, where weights have a mass between a fast step and its sync: leave probe out"
+
+
+def _window(run: Run, feed: Feed, agents: int, probe: Probe | None) -> Iterator[str]:
+    if feed.samples is not None and probe is not None:
+        yield from window_faults(run_length(run, feed, samples=feed.samples, agents=agents), probe)
 
 
 def _model_takes_images(data: Data, model: ModelChoice) -> Iterator[str]:
@@ -221,6 +251,8 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _agents,
     _axes,
     _length,
+    _window,
+    _looks,
     _model_takes_images,
     _shares,
     _binds,

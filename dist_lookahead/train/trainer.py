@@ -13,6 +13,7 @@ from dist_lookahead.train.config import Config
 from dist_lookahead.train.data_parallel import average_simulated
 from dist_lookahead.train.exchange import sum_over_agents
 from dist_lookahead.train.history import History
+from dist_lookahead.train.inner_loop import as_record, window
 from dist_lookahead.train.progress import ProgressDisplay, headlines
 from dist_lookahead.train.recorder import Recorder
 from dist_lookahead.train.run_directory import RunDirectory
@@ -37,6 +38,7 @@ class Outcome:
         seconds: of training in this process.
         steps_here: fast steps done in this process.
         syncs: of the outermost level, in the whole run.
+        total_seconds: of training in the whole run, without evaluations and checkpoints.
         bytes_sent: by one agent in the whole run.
         ddp_bytes: what one agent would have sent to average its gradients after every step.
     """
@@ -47,6 +49,7 @@ class Outcome:
     seconds: float
     steps_here: int
     syncs: int
+    total_seconds: float
     bytes_sent: int
     ddp_bytes: int
 
@@ -73,6 +76,10 @@ class Trainer:
         self.steps_per_epoch = task.samples / (config.feed.batch_size * world.agents)
         self.rate_factor = config.lr_schedule.factor(length)
         self.evaluation_period = config.evaluation.period(length)
+        if config.probe:
+            start, end = window(config.probe.start, config.probe.end, config.levels_stack()[-1].when, self.total)
+            for agent in self.agents:
+                agent.watch_inner_loop(start=start, end=end)
         self.history = History(config, directory, self.agents, self.evaluation_period)
         self.step = self.start = self.history.restore() if resume else 0
         self.progress = ProgressDisplay(
@@ -126,9 +133,12 @@ class Trainer:
             until = self._pause()
             self._train(until)
             self.step = until
+            for agent in self.agents:
+                agent.look_after_sync()
             if self.agents[0].synced:
                 self._after_sync()
             if self.step % checkpoint == 0:
+                self._count_seconds()
                 self.history.save(self.step)
                 self._mark()
             self.progress.step(self.step)
@@ -176,10 +186,12 @@ class Trainer:
         return min(due, (self.step // checkpoint + 1) * checkpoint, self.total, self.step + STRETCH)
 
     def _after_sync(self) -> None:
+        self._count_seconds()
         self.history.all_agents_passed()
         syncs = self.agents[0].optimizer.stack.bound[-1].rounds
         if syncs % self.config.logging.every == 0:
             self._report_sync(syncs)
+        self._report_inner_loop()
         period = self.evaluation_period
         if period and self.history.next_evaluation <= self.step < self.total:
             self._evaluate()
@@ -191,6 +203,8 @@ class Trainer:
         if not self.agents[0].optimizer.stack.settled:
             for agent in self.agents:
                 agent.optimizer.sync()
+            for agent in self.agents:
+                agent.look_after_sync()
             self._after_sync()
         self._evaluate()
 
@@ -210,7 +224,7 @@ class Trainer:
         lead = self.agents[0]
         alpha, beta = lead.optimizer.stack.bound[-1].coefficients
         values = {
-            "epoch": self.step / self.steps_per_epoch,
+            **self._spent(),
             "syncs": syncs,
             "loss": loss_sum / steps,
             "lr": lead.optimizer.param_groups[0]["lr"],
@@ -218,12 +232,24 @@ class Trainer:
             "beta": beta,
             "seconds_compute": seconds - waiting,
             "seconds_sync": waiting,
-            "bytes_sent": self.history.bytes_sent(),
             **(lead.dynamics.report(moved, self.world.agents) if lead.dynamics else {}),
         }
         self.progress.values({"loss": values["loss"]})
         if self.recorder:
             self.recorder.record("sync", self.step, values)
+
+    def _report_inner_loop(self) -> None:
+        """Sum over the agents what they measured within the round, and write it down."""
+        watches = [agent.inner_loop for agent in self.agents if agent.inner_loop]
+        if not watches:
+            return
+        task = self.agents[0].task
+        moments, rows = watches[0].moments(self.step), [watch.take(self.step, task.measures) for watch in watches]
+        if not moments:
+            return
+        totals = sum_over_agents(self.world.communicators, rows, self.world.device)
+        if self.recorder:
+            self.recorder.record("probe", self.step, as_record(moments, totals, task.measures, task.report))
 
     def _evaluate(self) -> None:
         for which in self.config.evaluation.weights:
@@ -238,7 +264,19 @@ class Trainer:
                 {f"test {name}": value for name, value in headlines(metrics).items() if name != "loss"}
             )
             if self.recorder:
-                self.recorder.record("evaluation", self.step, {"weights": which, **metrics})
+                self.recorder.record("evaluation", self.step, {"weights": which, **self._spent(), **metrics})
+
+    def _spent(self) -> dict[str, float]:
+        """What the run has cost so far: curves are drawn against it."""
+        return {
+            "epoch": self.step / self.steps_per_epoch,
+            "seconds": self.history.seconds,
+            "bytes_sent": self.history.bytes_sent(),
+        }
+
+    def _count_seconds(self) -> None:
+        self._marked += sum(agent.inner_loop.take_seconds() for agent in self.agents if agent.inner_loop)
+        self.history.seconds += time.perf_counter() - self._marked
 
     def _mark(self) -> None:
         """Begin to measure a round; evaluations and checkpoints belong to none."""
@@ -250,6 +288,7 @@ class Trainer:
 
     def _open_recorder(self) -> Recorder:
         self.directory.path.mkdir(parents=True, exist_ok=True)
+        self.directory.outcome.unlink(missing_ok=True)
         self.directory.config.write_text(self.config.to_yaml(), encoding="utf-8")
         events = self.directory.tensorboard if self.config.logging.tensorboard else None
         return Recorder(self.directory.metrics, events, start=self.start)
@@ -281,6 +320,7 @@ class Trainer:
             seconds=seconds,
             steps_here=self.step - self.start,
             syncs=stack.bound[-1].rounds,
+            total_seconds=self.history.seconds,
             bytes_sent=self.history.bytes_sent(),
             ddp_bytes=self.step * ring_bytes("all_reduce", weights, self.world.agents),
         )
