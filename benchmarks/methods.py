@@ -136,7 +136,7 @@ def row_of(name: str, task: str, seeds: Sequence[int], data: Path | None, steps:
     sent, ddp = runs[0]["sent"], runs[0]["ddp"]
     accuracy = f"{100 * statistics.mean(run['accuracy'] for run in runs):.2f} %"
     counts: list[report.Cell] = [int(runs[0]["syncs"]), int(runs[0]["steps"])]
-    shares: list[report.Cell] = [f"{sent / 1e6:.3g}", f"{100 * sent / ddp:.2f} %"]
+    shares: list[report.Cell] = [f"{float(f'{sent / 1e6:.3g}'):g}", f"{100 * sent / ddp:.2f} %"]
     return [name, task, f"{statistics.mean(losses):.4f}", f"{spread:.4f}", accuracy, *shares, *counts]
 
 
