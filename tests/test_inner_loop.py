@@ -143,3 +143,20 @@ def test_processes_see_what_simulated_agents_see(tmp_path: Path) -> None:
     ended = run(["train", str(file)], processes=2)
     assert ended.returncode == 0, ended.stdout
     assert probed(folder_of(simulated)) == probed(folder_of(real))
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"inner": {"name": "SGD", "lr": 0.1, "data_parallel": "fsdp2"}}, "probe with inner.data_parallel='fsdp2'"),
+        (
+            {"agents": 2, "levels": {"recipe": "sgp"}, "evaluation": {"weights": ["averaged"]}},
+            "weights have a mass between a fast step and its sync",
+        ),
+    ],
+)
+def test_weights_that_are_not_whole_before_a_sync_are_not_measured(
+    tmp_path: Path, sections: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        small_config(tmp_path, probe={"name": "inner_loop"}, **sections)
