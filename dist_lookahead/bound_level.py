@@ -6,15 +6,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dist_lookahead.alike import alike_after
+from dist_lookahead.alike import likeness
 from dist_lookahead.averaging.mixer import Memory, Mixer
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Pending
+from dist_lookahead.flight import Flight
+from dist_lookahead.fragments import possible_cells
 from dist_lookahead.level import Level
+from dist_lookahead.mass import Mass, mass_of, require_exact_above
 from dist_lookahead.move import slow_step
+from dist_lookahead.pace import Pace
 
 
-@dataclass
+@dataclass(eq=False)
 class BoundLevel:
     """A level with its state.
 
@@ -24,14 +28,19 @@ class BoundLevel:
         mixer: the level's way to average.
         hearing: the agents whose mail comes with its sync; None where no mail travels with it.
         alike: the agents that average, where they hold the same weights after its sync: a checksum compares them.
-        due: fast step of the next sync.
+        pace: what this agent has done in the round, and how long rounds are where that is not known beforehand.
+        due: fast step of the next sync; not after `last` where it is found with the first fast step of the round.
+        mass: of push-sum, where it is not always 1.
         buckets: the weights of the level.
         slow: z per bucket, the part that this agent owns; empty without slow weights.
         momentum: v per bucket, likewise.
         residuals: what codes have lost per bucket, one tensor for each stretch that the mixer names; empty where it
             sends weights as they are.
         gammas: the last non-zero fast learning rate per parameter group, where the momentum follows it.
-        last: fast step of the last sync.
+        snapshot: q per bucket, the weights that the last average has begun from; empty where nobody wants them back.
+        flight: the average that is under way.
+        last: fast step of the last sync that has landed: the one after which its average began.
+        landed: fast step after which it landed, the same one without a delay.
         rounds: number of syncs so far.
         coefficients: (alpha, beta) of the last sync, or of the one that is under way.
     """
@@ -41,19 +50,57 @@ class BoundLevel:
     mixer: Mixer
     hearing: Communicator | None
     alike: Communicator | None
+    pace: Pace
     due: int
+    mass: Mass | None = None
     buckets: list[Bucket] = field(default_factory=list)
     slow: list[Tensor] = field(default_factory=list)
     momentum: list[Tensor] = field(default_factory=list)
     residuals: list[tuple[Tensor, ...]] = field(default_factory=list)
     gammas: dict[int, float] = field(default_factory=dict)
+    snapshot: list[Tensor] = field(default_factory=list)
+    flight: Flight | None = None
     last: int = 0
+    landed: int = 0
     rounds: int = 0
     coefficients: tuple[float, float] = (1.0, 0.0)
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether its mail is there before the slow step, where slow state is split too: not with the other parts."""
+        return self.mixer.shards == 1 or self.pace.weighs
+
+    @property
+    def sums_mail(self) -> bool:
+        """Whether mail travels in the sum of the weights: not where it is split and yet needed before the slow step."""
+        return self.mixer.sums_tails and (self.mixer.shards == 1 or not self.pace.weighs)
 
     def owned(self, bucket: Bucket) -> slice:
         """Return the elements of a bucket whose slow state is kept here."""
         return self.mixer.owned(bucket.fast.numel())
+
+    def shares(self, other: "BoundLevel") -> bool:
+        """Return whether both levels act on some weight."""
+        return any(bucket in other.buckets for bucket in self.buckets)
+
+    def rules(self, clock: int) -> bool:
+        """Return whether the fast weights are those of the level after so many fast steps."""
+        return self.last == clock and not self.level.local_share
+
+    @property
+    def keeps_snapshot(self) -> bool:
+        """Whether an agent goes on from more than the level's weights: averages then work on copies."""
+        return bool(self.level.when.delay or self.level.local_share)
+
+    @property
+    def fast(self) -> list[Tensor]:
+        """The fast weights per bucket, with the tail where mail travels: its table grows with the number of agents."""
+        return [bucket.fast if self.hearing else bucket.weights for bucket in self.buckets]
+
+    @property
+    def fired(self) -> int:
+        """Fast step after which the last average began, landed or not."""
+        return self.flight.step if self.flight else self.last
 
     def adopt(self, bucket: Bucket) -> None:
         """Take in a bucket; its slow state starts from its present weights."""
@@ -63,26 +110,48 @@ class BoundLevel:
             self.slow.append(own.clone())
         if self.level.move.keeps_momentum:
             self.momentum.append(torch.zeros_like(own))
+        if self.keeps_snapshot:
+            self.snapshot.append(bucket.fast.clone())
         if self.mixer.compares:
             stretches = self.mixer.residuals(bucket.fast.numel())
             self.residuals.append(tuple(torch.zeros_like(bucket.fast[stretch]) for stretch in stretches))
 
     def forget(self) -> None:
         """Let go of all buckets and their slow state."""
-        for kept in (self.buckets, self.slow, self.momentum, self.residuals):
+        self.flight = None
+        for kept in (self.buckets, self.slow, self.momentum, self.residuals, self.snapshot):
             kept.clear()
 
-    def follow(self, buckets: Sequence[Bucket]) -> None:
-        """Take the present weights of some buckets as slow weights, where they belong to the level."""
-        followed = set(map(id, buckets))
-        for slow, bucket in zip(self.slow, self.buckets, strict=False):
-            if id(bucket) in followed:
-                slow.copy_(bucket.fast[self.owned(bucket)])
+    def follow(self, buckets: Sequence[Bucket], ways: Sequence[Tensor] | None = None) -> None:
+        """Take the present weights of some buckets as slow weights, where they belong to the level.
 
-    def reset_momentum(self) -> None:
-        """Forget the slow momentum."""
-        for momentum in self.momentum:
-            momentum.zero_()
+        Args:
+            buckets: that a level above has moved.
+            ways: how far each of them has, where fast steps were taken meanwhile: the slow weights go as far.
+        """
+        found = {id(bucket): place for place, bucket in enumerate(buckets)}
+        for slow, bucket in zip(self.slow, self.buckets, strict=False):
+            place, own = found.get(id(bucket)), self.owned(bucket)
+            if place is not None and ways is not None:
+                slow.add_(ways[place][own])
+            elif place is not None:
+                slow.copy_(bucket.fast[own])
+
+    def reset_momentum(self, buckets: Sequence[Bucket]) -> None:
+        """Forget the slow momentum of some buckets, where they belong to the level."""
+        for momentum, bucket in zip(self.momentum, self.buckets, strict=False):
+            if bucket in buckets:
+                momentum.zero_()
+
+    def begin_round(self, step: int, lr: Tensor | float | None) -> None:
+        """Find the length of the round that begins with the fast step to come, where it was not known before.
+
+        Args:
+            step: fast steps done.
+            lr: learning rate of the first parameter group now.
+        """
+        if self.pace.adaptive and self.last >= self.due:
+            self.due = step + self.pace.begin_round(step, lr)
 
     def collect(self, fast: Sequence[Tensor]) -> Pending:
         """Sum the fast weights over the agents.
@@ -91,10 +160,12 @@ class BoundLevel:
             fast: tensors of the buckets, with or without the tail.
         """
         memory = []
-        for place, (bucket, slow, residuals) in enumerate(zip(self.buckets, self.slow, self.residuals, strict=False)):
-            for flat in (bucket.fast, slow):  # old mail in the tail is no weight, and must not scale a code
+        kept = zip(self.buckets, fast, self.slow, self.residuals, strict=False)
+        for place, (bucket, x, slow, residuals) in enumerate(kept):
+            for flat in (x, slow):  # old mail in the tail is no weight, and must not scale a code
                 flat[bucket.weights_end :] = 0
             memory.append(Memory(slow, residuals, draw=(self.index, self.rounds, place)))
+        self.pace.scale(self.buckets)
         yield from self.mixer.collect(fast, self.rounds, memory)
 
     def move(self, rates: Sequence[float | None]) -> None:
@@ -105,6 +176,9 @@ class BoundLevel:
         Args:
             rates: the fast learning rates of the round's last fast step, per parameter group.
         """
+        if self.pace.weighs and not self.pace.total:  # nobody has moved
+            self.pace.restore(self.buckets)
+            return
         gammas = dict(enumerate(rates)) if self.level.move.follow_lr else {}
         ratios = {
             group: gamma / self.gammas.get(group, gamma or 1.0) for group, gamma in gammas.items() if gamma is not None
@@ -114,11 +188,23 @@ class BoundLevel:
                 self._slow_step(index, bucket, part, ratio)
         self.gammas.update({group: gamma for group, gamma in gammas.items() if gamma})
 
-    def commit(self, step: int) -> None:
-        """Count the sync; one in the middle of a round leaves the schedule as it was."""
-        self.last, self.rounds = step, self.rounds + 1
+    def commit(self, clock: int) -> None:
+        """Count the sync.
+
+        Args:
+            clock: fast steps done.
+        """
+        assert self.flight
+        if self.mass:
+            self.mass.mix(self.rounds)
+        self.last, self.landed, self.rounds = self.flight.step, clock, self.rounds + 1
+        self.pace.end_round()
+        self.schedule_next(self.last)
+
+    def schedule_next(self, step: int) -> None:
+        """Ask when the next sync is due; one in the middle of a round leaves that as it was."""
         if step >= self.due:
-            self.due = self.level.when.after(step)
+            self.due = step if self.pace.adaptive else self.level.when.after(step)
 
     def _slow_step(self, index: int, bucket: Bucket, part: slice, ratio: float) -> None:
         start = self.owned(bucket).start
@@ -129,7 +215,7 @@ class BoundLevel:
             bucket.fast[part],
             self.slow[index][own] if self.slow else None,
             self.momentum[index][own] if self.momentum else None,
-            agents=self.mixer.agents,
+            agents=self.pace.total if self.pace.weighs else self.mixer.agents,
             alpha=alpha,
             beta=beta,
             ratio=ratio,
@@ -145,7 +231,10 @@ class BoundLevel:
 
 
 def bind_levels(
-    levels: Sequence[Level], communicator: Communicator, data_parallel: str | None = None
+    levels: Sequence[Level],
+    communicator: Communicator,
+    data_parallel: str | None = None,
+    cells: Sequence[Sequence[int]] = (),
 ) -> Iterator[BoundLevel]:
     """Bind each level: it fires on the result of the one below, which leaves some agents alike and others not.
 
@@ -153,13 +242,18 @@ def bind_levels(
         levels: innermost first.
         communicator: this agent's end of all agents.
         data_parallel: axis along which agents share their gradients, and so their weights.
+        cells: the levels that act on the same parameters, innermost first; by default those that there can be.
 
     Raises:
-        ValueError: for a level that splits its slow weights over agents that do not hold the same.
+        ValueError: for a level that splits its slow weights over agents that do not hold the same, and for others that
+            do not fit each other or the agents.
     """
     mesh = communicator.mesh
-    below = mesh.axes(data_parallel) if data_parallel else ()
-    for index, (level, alike) in enumerate(zip(levels, alike_after(levels, mesh, below), strict=True)):
+    shared = mesh.axes(data_parallel) if data_parallel else ()
+    cells = cells or possible_cells([level.params for level in levels])
+    require_exact_above(levels, cells, mesh)
+    for index, (level, agents) in enumerate(zip(levels, likeness(levels, mesh, shared, cells), strict=True)):
+        below, alike = agents.before, agents.after
         mixer = level.mix.bind(communicator, below)
         group = mixer.group
         everybody = len(mesh.group(alike, communicator.rank)) == communicator.size
@@ -169,6 +263,14 @@ def bind_levels(
                 f"levels[{index}].mix={level.mix}: a gossip above gives each agent slow weights of its own, and "
                 "there is no z to be split over the agents: leave shard out"
             )
+        pace = Pace(level, communicator.rank, weighs=level.mix.weighted is not None and mixer.communicates)
+        if pace.adaptive and communicator.size > 1 and (hearing is None or hearing.size < communicator.size):
+            raise ValueError(
+                f"levels[{index}].tau={level.when.tau} depends on what all agents know alike, and no mail of all of "
+                f"them travels with mix={level.mix} here: give a number or a schedule of the step, or average exactly "
+                "over all agents"
+            )
         agreeing = group and set(group.members) <= set(mesh.group(alike, communicator.rank))
-        yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, level.when.after(0))
-        below = alike
+        due = 0 if pace.adaptive else level.when.after(0)
+        mass = mass_of(level.mix, mesh, communicator.rank)
+        yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, pace, due, mass)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dist_lookahead.sharded import is_sharded, local
+
 ALIGNMENT = 16  # bytes: the widest vector loads that kernels use on a parameter's first element
 
 
@@ -23,6 +25,11 @@ class Weight:
     name: str
     parameter: Tensor
     group: int
+
+    @property
+    def tensor(self) -> Tensor:
+        """What lies here of the parameter: all of it, or this process's shard."""
+        return local(self.parameter)
 
 
 @dataclass(frozen=True)
@@ -78,20 +85,19 @@ class Bucket:
         """Copy the weights that are not views into the bucket."""
         strays = self._strays()
         if strays:
-            torch._foreach_copy_([s.of(self.fast) for s in strays], [s.weight.parameter for s in strays])
+            torch._foreach_copy_([s.of(self.fast) for s in strays], [s.weight.tensor for s in strays])
 
     @torch.no_grad()
     def scatter(self) -> None:
         """Copy the bucket out to the weights that are not views of it."""
         strays = self._strays()
         if strays:
-            torch._foreach_copy_([s.weight.parameter for s in strays], [s.of(self.fast) for s in strays])
+            torch._foreach_copy_([s.weight.tensor for s in strays], [s.of(self.fast) for s in strays])
 
     def fits(self) -> bool:
         """Whether every parameter still has the bucket's device and dtype."""
         return all(
-            slot.weight.parameter.device == self.fast.device
-            and staging_dtype(slot.weight.parameter.dtype) == self.dtype
+            slot.weight.tensor.device == self.fast.device and staging_dtype(slot.weight.tensor.dtype) == self.dtype
             for slot in self.slots
         )
 
@@ -112,21 +118,22 @@ class Bucket:
         base, size = self.fast.data_ptr(), self.fast.element_size()
         return [
             slot
-            for slot in self.slots
-            if slot.weight.parameter.data_ptr() != base + slot.start * size
-            or slot.weight.parameter.stride() != slot.stride
-            or slot.weight.parameter.dtype != self.dtype
+            for slot, tensor in ((slot, slot.weight.tensor) for slot in self.slots)
+            if tensor.data_ptr() != base + slot.start * size
+            or tensor.stride() != slot.stride
+            or tensor.dtype != self.dtype
         ]
 
     @torch.no_grad()
     def _adopt(self) -> None:
         """Fill the bucket, and make the parameters views of it where nobody else can notice."""
-        users = Counter(slot.weight.parameter.data_ptr() for slot in self.slots)
+        users = Counter(slot.weight.tensor.data_ptr() for slot in self.slots)
         for slot in self.slots:
-            parameter = slot.weight.parameter
+            parameter = slot.weight.tensor
             tied = users[parameter.data_ptr()] > 1
             slot.of(self.fast).copy_(parameter)
-            if parameter.dtype == self.dtype and not tied and _owns_its_memory(parameter):
+            movable = not tied and not is_sharded(slot.weight.parameter) and _owns_its_memory(parameter)
+            if parameter.dtype == self.dtype and movable:
                 parameter.data = slot.of(self.fast)
 
 
@@ -139,7 +146,7 @@ def make_buckets(weights: Iterable[Weight], *, parts: int = 1, tail: int = 0) ->
     kinds: dict[tuple[torch.dtype, torch.device], list[Weight]] = {}
     for weight in weights:
         _check_weight(weight)
-        kinds.setdefault((weight.parameter.dtype, weight.parameter.device), []).append(weight)
+        kinds.setdefault((weight.tensor.dtype, weight.tensor.device), []).append(weight)
     return [Bucket(group, parts=parts, tail=tail if index == 0 else 0) for index, group in enumerate(kinds.values())]
 
 
@@ -157,7 +164,7 @@ def _lay_out(weights: Sequence[Weight], dtype: torch.dtype) -> list[Slot]:
     align = ALIGNMENT // dtype.itemsize
     slots, start = [], 0
     for weight in weights:
-        slots.append(Slot(weight, start, weight.parameter.shape, _dense_stride(weight.parameter)))
+        slots.append(Slot(weight, start, weight.tensor.shape, _dense_stride(weight.tensor)))
         start = -(-slots[-1].stop // align) * align
     return slots
 
@@ -175,14 +182,14 @@ def _owns_its_memory(parameter: Tensor) -> bool:
 
 
 def _check_weight(weight: Weight) -> None:
-    parameter = weight.parameter
+    parameter = weight.tensor.detach()
     if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
         raise ValueError(
             f"parameter {weight.name!r} has dtype {parameter.dtype}, which cannot be averaged: "
             "use float64, float32, bfloat16 or float16 (torch.view_as_real for complex numbers)"
         )
-    if parameter.layout != torch.strided or type(parameter) not in (Tensor, torch.nn.Parameter):
+    if parameter.layout != torch.strided or type(parameter) is not Tensor:
         raise ValueError(
-            f"parameter {weight.name!r} is a {type(parameter).__name__} of layout {parameter.layout}; "
+            f"parameter {weight.name!r} is a {type(weight.parameter).__name__} of layout {parameter.layout}; "
             "only plain dense parameters can be averaged"
         )

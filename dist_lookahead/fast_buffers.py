@@ -4,7 +4,7 @@ Works on whatever an inner optimizer stores per parameter: SGD's momentum, Adam'
 """
 
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Work
+from dist_lookahead.sharded import local
 
 
 class FastBuffers:
@@ -27,12 +28,19 @@ class FastBuffers:
         self._inner = inner
         self._initial = copy.deepcopy(_by_index(inner)) if remember and inner.state and _unused(inner) else {}
 
-    def reset(self) -> None:
-        """Make the buffers those of a new optimizer."""
-        self._inner.state.clear()
+    def reset(self, apart: Sequence[Bucket]) -> None:
+        """Make the buffers those of a new optimizer.
+
+        Args:
+            apart: weights whose buffers stay as they are.
+        """
+        stay = {slot.weight.parameter for bucket in apart for slot in bucket.slots}
         parameters = [p for group in self._inner.param_groups for p in group["params"]]
+        for parameter in [parameter for parameter in self._inner.state if parameter not in stay]:
+            del self._inner.state[parameter]
         for index, state in self._initial.items():
-            self._inner.state[parameters[index]] = copy.deepcopy(state)
+            if parameters[index] not in stay:
+                self._inner.state[parameters[index]] = copy.deepcopy(state)
 
     def signature(self, buckets: list[Bucket]) -> str:
         """Return which parameters have which buffers: agents must agree on it before they average."""
@@ -56,7 +64,7 @@ class FastBuffers:
             for key in sorted(state):
                 value = state[key]
                 if isinstance(value, Tensor) and value.is_floating_point():
-                    found.append((weight.name, key, value))
+                    found.append((weight.name, key, local(value)))
         return found
 
 

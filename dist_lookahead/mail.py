@@ -6,6 +6,7 @@ sum over the agents is the table of all rows. Numbers up to 2^24 arrive exactly,
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,13 @@ from torch import Tensor
 from dist_lookahead.comm.communicator import Communicator, Work
 
 FIELDS = ("clock", "joining", "buffers", "flag")
+_NUMBERS = ("lr", "loss", "speed")  # as they are; all others are whole
 _LIMIT = 2**24
 _MUST_AGREE = {
+    "lr": (  # first: else agents are at different steps, and it is not said why
+        "agents have different learning rates: {}, and tau depends on it, in the fast optimizer's first parameter "
+        "group. Set the same on all agents"
+    ),
     "clock": "agents are at different fast steps: {}. All agents must call step() equally often",
     "joining": (
         "parameters joined on some agents only (fingerprints: {}): call add_param_group, or unfreeze, on all agents "
@@ -33,23 +39,25 @@ class Mail:
     Args:
         rank: this agent's row.
         agents: number of rows.
+        more: fields beside those that every sync has.
     """
 
-    def __init__(self, rank: int, agents: int) -> None:
+    def __init__(self, rank: int, agents: int, more: Sequence[str] = ()) -> None:
         self._rank = rank
         self._agents = agents
-        self.outgoing = dict.fromkeys(FIELDS, 0)
-        self.received: dict[str, tuple[int, ...]] = {field: (0,) * agents for field in FIELDS}
+        self._fields = (*FIELDS, *more)
+        self.outgoing: dict[str, Any] = dict.fromkeys(self._fields, 0)
+        self.received: dict[str, tuple[Any, ...]] = {field: (0,) * agents for field in self._fields}
 
     @property
     def length(self) -> int:
         """Elements that the table takes; a single agent writes to nobody."""
-        return len(FIELDS) * self._agents if self._agents > 1 else 0
+        return len(self._fields) * self._agents if self._agents > 1 else 0
 
     def write(self, tail: Tensor) -> None:
         """Fill the table before the sum."""
-        own = slice(self._rank * len(FIELDS), (self._rank + 1) * len(FIELDS))
-        tail.zero_()[own] = tail.new_tensor([self.outgoing[field] % _LIMIT for field in FIELDS])
+        own = slice(self._rank * len(self._fields), (self._rank + 1) * len(self._fields))
+        tail.zero_()[own] = tail.new_tensor([self._said(field) for field in self._fields])
 
     def send(self, tail: Tensor, hearing: Communicator, *, with_weights: bool) -> tuple[Tensor, list[Work]]:
         """Return where the mail is, and how it travels if not with the weights: all at once, to be waited for later.
@@ -65,14 +73,21 @@ class Mail:
 
     def read(self, tail: Tensor, members: Sequence[int]) -> None:
         """Take the table after a sum over some agents, the rows of others being empty."""
-        numbers = tail.long().tolist()
-        self.deliver({field: tuple(numbers[index :: len(FIELDS)]) for index, field in enumerate(FIELDS)}, members)
+        numbers = tail.tolist()
+        rows = {field: numbers[index :: len(self._fields)] for index, field in enumerate(self._fields)}
+        self.deliver(
+            {field: tuple(row if field in _NUMBERS else map(int, row)) for field, row in rows.items()}, members
+        )
+
+    def tells_of_joining(self) -> bool:
+        """Return whether the last mail spoke of the parameters that the next one would speak of."""
+        return self.received["joining"][self._rank] == self.outgoing["joining"]
 
     def read_own(self) -> None:
         """Take this agent's own row for the table of a single agent."""
-        self.deliver({field: (self.outgoing[field] % _LIMIT,) for field in FIELDS}, members=(0,))
+        self.deliver({field: (self._said(field),) for field in self._fields}, members=(0,))
 
-    def deliver(self, table: dict[str, tuple[int, ...]], members: Sequence[int]) -> None:
+    def deliver(self, table: dict[str, tuple[Any, ...]], members: Sequence[int]) -> None:
         """Accept the members' rows of a table.
 
         A flag stays in its place until all agents hear of it in the same sync: they must act on it together.
@@ -82,12 +97,16 @@ class Mail:
         """
         complete = len(members) == self._agents
         self.received = table if complete else {**table, "flag": (0,) * self._agents}
-        if complete:
+        # A flag that was raised while this mail was under way has not been sent yet.
+        if complete and table["flag"][self._rank] == self.outgoing["flag"]:
             self.outgoing["flag"] = 0
         for field, complaint in _MUST_AGREE.items():
-            said = [table[field][member] for member in members]
+            said = [table[field][member] for member in members] if field in table else []
             if len(set(said)) > 1:
                 raise RuntimeError(complaint.format(who_says_what(said, members)))
+
+    def _said(self, field: str) -> float:
+        return self.outgoing[field] if field in _NUMBERS else self.outgoing[field] % _LIMIT
 
 
 def who_says_what(values: Sequence[object], members: Sequence[int] | None = None) -> str:

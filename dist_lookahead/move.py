@@ -145,7 +145,7 @@ def slow_step(
     slow: Tensor | None,
     momentum: Tensor | None,
     *,
-    agents: int,
+    agents: float,
     alpha: float,
     beta: float,
     ratio: float = 1.0,
@@ -157,7 +157,8 @@ def slow_step(
         fast: flat (D,), the sum over the agents; overwritten with the new weights.
         slow: flat (D,), z; None for `Copy`.
         momentum: flat (D,), v; None without slow momentum.
-        agents: number of agents in the sum; mean = sum / agents, never sum * (1 / agents), which differs.
+        agents: number of agents in the sum, or their weights' sum; mean = sum / agents, never sum * (1 / agents),
+            which differs.
         alpha: slow step size of this sync.
         beta: slow momentum of this sync.
         ratio: gamma_t / gamma_prev.
@@ -171,7 +172,7 @@ def slow_step(
     nesterov = isinstance(move, Pull) and move.nesterov
     is_mean = alpha == 1.0 and beta == 0.0  # z + (mean - z) is not the mean, bit for bit
     for x, z, v in _chunks(fast, slow, momentum):
-        if agents > 1:
+        if agents != 1:
             x.div_(agents)
         if z is None:
             continue

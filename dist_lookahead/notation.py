@@ -10,10 +10,12 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from dist_lookahead.adaptive import QSR, AdaComm, Timed
 from dist_lookahead.averaging.codec import Cast, Quantised, TopK
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import Gossip
 from dist_lookahead.averaging.mixer import Alone
+from dist_lookahead.averaging.push_sum import PushSum
 from dist_lookahead.comm.topology import (
     BipartiteExponential,
     Complete,
@@ -22,6 +24,7 @@ from dist_lookahead.comm.topology import (
     Ring,
     StaticExponential,
 )
+from dist_lookahead.fragments import Named, Part, Whole
 from dist_lookahead.level import Every, Level
 from dist_lookahead.move import Copy, Pull
 from dist_lookahead.optimal import Optimal
@@ -29,17 +32,19 @@ from dist_lookahead.schedule import Cosine, InverseSqrt, Linear, Piecewise, Warm
 
 
 def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
-MIXES = (Alone, Exact, Gossip)
+MIXES = (Alone, Exact, Gossip, PushSum)
 TOPOLOGIES = (Ring, Complete, OnePeerExponential, StaticExponential, BipartiteExponential, Graph)
 NAMES: dict[str, type] = {
     _snake(c.__name__): c
     for c in (
         *(Level, Every, *MIXES, Copy, Pull, Optimal),
         *(Piecewise, Linear, Cosine, InverseSqrt, Warmup),
+        *(QSR, AdaComm, Timed),
         *(Cast, Quantised, TopK),
+        *(Whole, Part, Named),
         *TOPOLOGIES,
     )
 }

@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 from dist_lookahead import swap
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import default_communicator
+from dist_lookahead.join import join
 from dist_lookahead.level import Level
+from dist_lookahead.replicas import replicas
+from dist_lookahead.sharded import count_nonzero
 from dist_lookahead.stability import instabilities
 from dist_lookahead.stack import LevelStack
 
@@ -32,7 +35,8 @@ class DistributedLookahead(Optimizer):
         model: gives parameters their names, and the buffers to average; all its weights are taken from agent 0.
             Without it only the optimizer's parameters are looked after.
         mesh: of all processes, a `Mesh` or torch's own `DeviceMesh`, whose axes levels may average along; by default
-            "node" and "local", torchrun's nodes and the processes on each of them.
+            "node" and "local", torchrun's nodes and the processes on each of them. Parameters may be split along one of
+            them by `fully_shard`: an agent is then all processes along it, and levels average along the others.
         communicator: this agent's end, for simulated agents; by default that of the default process group over the
             mesh, or of a single agent.
         data_parallel: axis of the mesh along which agents average their gradients in each fast step already, by DDP
@@ -95,10 +99,12 @@ class DistributedLookahead(Optimizer):
             )
         self.inner = inner
         self.__setstate__({})
+        everybody = default_communicator(mesh) if communicator is None else communicator
         self.stack = LevelStack(
             inner,
             levels,
-            communicator=default_communicator(mesh) if communicator is None else communicator,
+            communicator=replicas(inner, levels, everybody, data_parallel),
+            everybody=everybody,
             model=model,
             average_buffers=model_buffers == "average",
             check_every=check_every,
@@ -134,7 +140,13 @@ class DistributedLookahead(Optimizer):
         if closure is None and self._is_probe():
             return self.inner.step(closure)
         self.stack.begin_step()
-        loss = self._fast_step(closure)
+        try:
+            loss = self._fast_step(closure)
+        except BaseException:
+            self.stack.masses.take_out()
+            raise
+        if closure is not None:
+            self.report(loss=loss)
         self.stack.end_step()
         for after in self._optimizer_step_post_hooks.values():
             after(self, (self, closure), {})
@@ -143,6 +155,64 @@ class DistributedLookahead(Optimizer):
     # Torch would wrap the step of every optimizer class to run hooks inside a profiler record, which takes longer than
     # a fast step of a small model. The inner step is wrapped so already, and runs the hooks common to all optimizers.
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess] - torch's own mark for "wrapped already"
+
+    def report(self, *, loss: Tensor | float | None = None, samples: int | None = None) -> None:
+        """Tell of the fast step to come, before `step`, what levels may want to know: it goes with their next sync.
+
+        Where gradients of several batches add up, call it for each of them. It costs nothing where no level asks.
+
+        Args:
+            loss: mean training loss of the batch, for tau=AdaComm; a closure that is given to `step` tells it as well.
+            samples: of the batch, >= 1, for Exact(weighted="samples"); or tokens, or what else the loss is a mean of.
+
+        Raises:
+            ValueError: for no samples; from `step`, where a level asks and was not told.
+
+        Example:
+            >>> from dist_lookahead import AdaComm, local_sgd
+            >>> w = nn.Parameter(torch.tensor([2.0]))
+            >>> levels = local_sgd(tau=AdaComm(start=4, interval=1))
+            >>> optimizer = DistributedLookahead(torch.optim.SGD([w], lr=0.1), levels)
+            >>> for _ in range(5):
+            ...     optimizer.zero_grad()
+            ...     loss = w.square().sum()
+            ...     loss.backward()
+            ...     optimizer.report(loss=loss)
+            ...     optimizer.step()
+            >>> optimizer.stack.bound[0].last, optimizer.stack.bound[0].due
+            (4, 8)
+        """
+        if samples is not None and samples < 1:
+            raise ValueError(f"samples={samples} of a batch must be at least 1: take no step without samples")
+        for bound in self.stack.bound:
+            bound.pace.report(loss=loss, samples=samples)
+
+    def join(self) -> AbstractContextManager[None]:
+        """Return a context for a loop over batches of which agents do not have equally many.
+
+        An agent that leaves it early goes on meeting the others at their syncs, with weight 0, and takes what they
+        agree on. When all have come to its end there is a last sync, and all hold the same weights. Nothing is sent
+        besides the syncs: agents know how long a round is, and whose work is done comes with the mail of a sync.
+
+        Outside of it, an agent that takes fewer steps than the others leaves them waiting until their timeout.
+
+        Raises:
+            ValueError: for levels at which an agent cannot stand still: those that average need Exact(weighted="steps")
+                or "samples" over all agents, and nothing may depend on the fast learning rate.
+
+        Example:
+            >>> from dist_lookahead import Copy, Every, Exact, Level
+            >>> w = nn.Parameter(torch.zeros(1))
+            >>> levels = [Level(Every(2), Exact(weighted="steps"), Copy())]
+            >>> optimizer = DistributedLookahead(torch.optim.SGD([w], lr=1.0), levels)
+            >>> with optimizer.join():
+            ...     for gradient in (1.0, 1.0, 4.0):  # this agent's batches
+            ...         w.grad = torch.tensor([gradient])
+            ...         optimizer.step()
+            >>> optimizer.stack.clock  # the last round ended where it would have for others
+            4
+        """
+        return join(self.stack)
 
     def sync(self) -> None:
         """Fire all levels now, on all agents: for the last, partial round of a training."""
@@ -216,10 +286,15 @@ class DistributedLookahead(Optimizer):
         move the clock, not even in the middle of a training.
         """
         return all(_is_zero(group.get("lr")) for group in self.param_groups) and not any(
-            p.grad is not None and bool(p.grad.count_nonzero()) for group in self.param_groups for p in group["params"]
+            p.grad is not None and bool(count_nonzero(p.grad)) for group in self.param_groups for p in group["params"]
         )
 
     def _fast_step(self, closure: Callable[[], float] | None) -> float | None:
+        if closure is not None and self.stack.masses:
+            raise ValueError(
+                "step(closure) with mix=PushSum: the closure would see weights times their mass during the step; "
+                "compute loss and gradients before step(), and give it no closure"
+            )
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is None:
             return self.inner.step(closure)

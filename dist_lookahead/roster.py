@@ -73,4 +73,4 @@ class Roster:
 
 def describe(weights: Sequence[Weight], kind: str = "parameter") -> list[str]:
     """Return a line for each weight: what agents must agree on."""
-    return [f"{kind} {w.name} has shape {tuple(w.parameter.shape)} and dtype {w.parameter.dtype}" for w in weights]
+    return [f"{kind} {w.name} has shape {tuple(w.tensor.shape)} and dtype {w.tensor.dtype}" for w in weights]

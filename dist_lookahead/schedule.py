@@ -179,14 +179,15 @@ def check_scheduled(name: str, value: object) -> None:
     if isinstance(value, int | float):
         if not math.isfinite(value):
             raise ValueError(f"{name}={value!r} must be finite")
-    elif not _is_description(value):
+    elif not is_description(value):
         raise ValueError(
             f"{name}={value!r} is a function that cannot be compared between agents or written to a file: "
             "make it a frozen dataclass with a __call__(step) method"
         )
 
 
-def _is_description(value: object) -> bool:
+def is_description(value: object) -> bool:
+    """Whether a value is a frozen dataclass."""
     parameters = getattr(type(value), "__dataclass_params__", None)
     return dataclasses.is_dataclass(value) and parameters is not None and parameters.frozen
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.bucket import Bucket
+from dist_lookahead.flight import Flight
 from dist_lookahead.notation import to_plain
+from dist_lookahead.sharded import local, split_like
 
 
 def save(bounds: Sequence[BoundLevel]) -> list[dict[str, Any]]:
@@ -26,9 +28,14 @@ def save(bounds: Sequence[BoundLevel]) -> list[dict[str, Any]]:
             "last": bound.last,
             "rounds": bound.rounds,
             "gammas": _by_group(bound.gammas),
+            "pace": bound.pace.state(),
+            "mass": bound.mass.all.tolist() if bound.mass else [],
             "slow": _pieces(bound.buckets, bound.slow, [bound.owned(bucket) for bucket in bound.buckets]),
             "momentum": _pieces(bound.buckets, bound.momentum, [bound.owned(bucket) for bucket in bound.buckets]),
             "residuals": _residuals(bound),
+            "snapshot": _pieces(bound.buckets, bound.snapshot, [slice(0, len(kept)) for kept in bound.snapshot]),
+            # A list, as rates are; what is under way cannot be saved, and begins again from the snapshot.
+            "flight": [bound.flight.step, bound.flight.lands, *bound.flight.rates] if bound.flight else [],
         }
         for bound in bounds
     ]
@@ -53,11 +60,17 @@ def load(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
         kept = [(own[name], state[name]) for name in ("slow", "momentum")]
         # States from before there were codecs have none of these.
         kept += zip(own["residuals"], state.get("residuals", []), strict=True)
+        kept.append((own["snapshot"], state.get("snapshot", {})))
         for pieces, loaded in kept:
             for parameter, piece in pieces.items():
-                piece.copy_(loaded[parameter])
+                local(piece).copy_(local(loaded[parameter]))
         bound.due, bound.last, bound.rounds = state["due"], state["last"], state["rounds"]
+        if "pace" in state:  # there was none once
+            bound.pace.load(state["pace"])
+        if bound.mass:
+            bound.mass.all.copy_(torch.tensor(state["mass"]))
         bound.gammas = {group: gamma for group, gamma in enumerate(state["gammas"]) if gamma is not None}
+        bound.flight = _flight(state.get("flight", ()))
 
 
 def require_levels(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
@@ -68,6 +81,10 @@ def require_levels(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]
             f"the saved levels are {given}, those of this optimizer {here}: construct it with the saved levels, "
             "or load only 'state' and 'param_groups' to begin new slow weights from the model's"
         )
+
+
+def _flight(saved: Sequence[Any]) -> Flight | None:
+    return Flight(saved[0], saved[1], saved[2:]) if saved else None
 
 
 def _by_group(gammas: dict[int, float]) -> list[float | None]:
@@ -88,7 +105,7 @@ def _pieces(buckets: Sequence[Bucket], flats: Sequence[Tensor], stretches: Seque
     for bucket, flat, kept in zip(buckets, flats, stretches, strict=False):
         for slot in bucket.slots:
             if _is_whole(kept, bucket):
-                pieces[slot.weight.name] = slot.of(flat)
+                pieces[slot.weight.name] = split_like(slot.weight.parameter, slot.of(flat))
             else:
                 low, high = (min(max(edge, kept.start), kept.stop) - kept.start for edge in (slot.start, slot.stop))
                 pieces[slot.weight.name] = flat[low:high]

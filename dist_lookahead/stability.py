@@ -6,13 +6,16 @@ What is unstable, from where on, and what to change instead is computed by `theo
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 
 from torch.optim import Optimizer
 
 from dist_lookahead.averaging.exact import Exact
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import OnGraph
+from dist_lookahead.fragments import Named
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import WORLD, Mesh
+from dist_lookahead.theory.cells import cell_stacks
 from dist_lookahead.theory.stability import is_calm, verdict
 
 
@@ -20,14 +23,15 @@ def instabilities(levels: Sequence[Level], inner: Optimizer, *, agents: int) -> 
     """Yield a sentence for each momentum of the fast optimizer over which the levels are alarming.
 
     Nothing is said of optimizers without momentum among their settings, such as Adam: their steps are not linear in
-    the gradient. Nor of momentum with dampening, which is another recursion.
+    the gradient. Nor of momentum with dampening, which is another recursion, nor of averages that land later.
 
     Gossips are taken as exact averages, so that thousands of agents cost as much as two: looked at are the agents'
     mean, which the graph makes no difference to, and disagreement that is gone after a sync. `theory.verdict` looks at
     all that is between.
 
     Args:
-        levels: innermost first; schedules are taken at the first round.
+        levels: innermost first; schedules are taken at the first round. Of levels over parts of the parameters each
+            part's are looked at; of those over names none are.
         inner: the fast optimizer.
         agents: number of all agents.
 
@@ -38,13 +42,15 @@ def instabilities(levels: Sequence[Level], inner: Optimizer, *, agents: int) -> 
         >>> [len(list(instabilities(slowmo(tau, beta=0.8), inner, agents=4))) for tau in (6, 24)]
         [1, 0]
     """
-    levels = tuple(_as_exact(level) for level in levels)
-    mesh = _mesh(levels, agents)
-    for momentum, nesterov in sorted(set(_momenta(inner))):
+    if any(isinstance(level.params, Named) or level.when.delay or level.local_share for level in levels):
+        return
+    for stack, (momentum, nesterov) in product(cell_stacks(levels), sorted(set(_momenta(inner)))):
+        exact = tuple(_as_exact(level) for level in stack)
+        mesh = _mesh(exact, agents)
         try:
-            sentence = _sentence(levels, mesh, momentum, nesterov)
+            sentence = _sentence(exact, mesh, momentum, nesterov)
         except TypeError:  # a schedule of the user's that has no hash
-            sentence = _sentence.__wrapped__(levels, mesh, momentum, nesterov)
+            sentence = _sentence.__wrapped__(exact, mesh, momentum, nesterov)
         if sentence:
             yield sentence
 
@@ -64,7 +70,7 @@ def _momenta(inner: Optimizer) -> Iterator[tuple[float, bool]]:
 
 
 def _as_exact(level: Level) -> Level:
-    return replace(level, mix=Exact(level.mix.axis)) if isinstance(level.mix, Gossip) else level
+    return replace(level, mix=Exact(level.mix.axis)) if isinstance(level.mix, OnGraph) else level
 
 
 def _mesh(levels: Sequence[Level], agents: int) -> int | Mesh:

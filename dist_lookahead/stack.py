@@ -4,26 +4,30 @@ One stack owns all slow weights, so that a level which fires can overwrite those
 one Lookahead optimizer in another does not do that: the inner slow weights go stale when the outer ones move.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dist_lookahead import slow_state
+from dist_lookahead import overlap, slow_state
 from dist_lookahead.agreement import require_same_weights
 from dist_lookahead.bound_level import BoundLevel, bind_levels
 from dist_lookahead.bucket import Bucket
-from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending, Work
+from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending
 from dist_lookahead.failure import lost
 from dist_lookahead.fast_buffers import FastBuffers
+from dist_lookahead.flight import Flight
 from dist_lookahead.inventory import Inventory
 from dist_lookahead.level import Level, check_levels
 from dist_lookahead.line_search import LineSearch, Probe
-from dist_lookahead.mail import Mail, fingerprint
+from dist_lookahead.mail import Mail
+from dist_lookahead.mass import Masses
 from dist_lookahead.model_buffers import ModelBuffers
 from dist_lookahead.observer import Observer
+from dist_lookahead.pace import mail_fields
+from dist_lookahead.post import Post
 from dist_lookahead.roster import describe
 
 FORMAT = 1  # of the state dict
@@ -45,6 +49,7 @@ class LevelStack:
             after its first); 0 for never again.
         probe: computes gradients for levels with alpha=Optimal.
         data_parallel: axis along which agents share their gradients in each fast step, and so their weights.
+        everybody: this process's end of all processes, where an agent is several, over which buffers are averaged.
     """
 
     def __init__(
@@ -58,26 +63,31 @@ class LevelStack:
         check_every: int = 0,
         probe: Probe | None = None,
         data_parallel: str | None = None,
+        everybody: Communicator | None = None,
     ) -> None:
         levels = check_levels(levels)
         self.inner = inner
         # A compiled module wraps the model; what is saved must not depend on that.
         self.model = model = getattr(model, "_orig_mod", model)
         self.communicator = communicator
+        self.everybody = everybody or communicator
         self.average_buffers = average_buffers
         self.check_every = check_every
         self.clock = 0
-        self.flags = (0,) * communicator.size
         self.observer: Observer | None = None
-        self.mail = Mail(communicator.rank, communicator.size)
+        self.mail = Mail(communicator.rank, communicator.size, mail_fields(levels))
         self._near = communicator.axis(data_parallel) if data_parallel else None
-        self.bound = list(bind_levels(levels, communicator, data_parallel))
+        self.bound: list[BoundLevel] = []
+        self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
+        cells = self.inventory.cells(levels)
+        self.bound += bind_levels(check_levels(levels, cells), communicator, data_parallel, cells)
+        self.masses = Masses([(bound.mass, bound.buckets) for bound in self.bound if bound.mass])
         self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
+        self.post = Post(self.mail, communicator, self.fast_buffers)
         self.model_buffers = ModelBuffers(model)
         self.line_search = LineSearch(levels, probe, model)
         self._follows_lr = any(level.move.follow_lr for level in levels)
         self._rates: list[Any] = []
-        self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
         communicator.run(self._open())
 
     @property
@@ -91,6 +101,21 @@ class LevelStack:
         return self.inventory.buckets
 
     @property
+    def flags(self) -> tuple[int, ...]:
+        """What each agent has said by `raise_flag`, in the last sync."""
+        return self.post.flags
+
+    @property
+    def next_due(self) -> int:
+        """The fast step before which no level fires, and nothing under way is waited for."""
+        return overlap.next_stop(self.bound)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all levels have fired after the last fast step."""
+        return all(bound.last == self.clock for bound in self.bound)
+
+    @property
     def rates(self) -> list[float | None]:
         """Fast learning rates of the last fast step, per parameter group; [] where no level follows them."""
         return [None if rate is None else float(rate) for rate in self._rates]
@@ -98,18 +123,33 @@ class LevelStack:
     def begin_step(self) -> None:
         """Before a fast step: note the learning rates; before the first one, capture the slow weights."""
         self.refresh()
+        for bound in self.bound:
+            bound.begin_round(self.clock, self.inner.param_groups[0].get("lr"))
         if self._follows_lr:
             self._rates = [_rate(group) for group in self.inner.param_groups]
+        self.masses.put_in()
 
     def end_step(self) -> None:
         """After a fast step: fire the levels that are due."""
         self.clock += 1
-        if self.clock >= self.bound[0].due:
-            self.communicator.run(self._sync(self._due()))
+        for bound in self.bound:
+            bound.pace.step()
+        if self.clock >= self.next_due and ((due := self._due()) or overlap.is_awaited(self.bound, self.clock)):
+            self.communicator.run(self._sync(due))
+        else:
+            self.masses.take_out()
+
+    def end_round(self) -> Pending:
+        """Come to the next sync without a fast step, and fire the levels that are due."""
+        self.begin_step()
+        self.clock = max(self.next_due, self.clock + 1)
+        yield from self._sync(self._due())
 
     def flush(self) -> None:
-        """Fire every level that has not fired after the last fast step; its next sync stays where it was due."""
-        self.communicator.run(self._sync([bound for bound in self.bound if bound.last != self.clock]))
+        """Land what is under way, and fire every level that has not fired after the last fast step, out of turn."""
+        self.masses.put_in()
+        due = [bound for bound in self.bound if bound.fired != self.clock]
+        self.communicator.run(self._sync(due, at_once=True))
 
     def raise_flag(self, value: int) -> None:
         """Tell all agents a small number, at most 2^24 - 1, with the next sync; they find it in `flags`.
@@ -119,73 +159,96 @@ class LevelStack:
         self.mail.outgoing["flag"] = value
 
     def _due(self) -> list[BoundLevel]:
-        """The levels that fire now: a level can only fire on the result of the one below."""
-        due = []
+        """The levels that fire now: a level can only fire on the result of those below that share its weights."""
+        due: list[BoundLevel] = []
         for bound in self.bound:
-            if self.clock < bound.due:
-                break
-            due.append(bound)
+            below = [lower for lower in self.bound[: bound.index] if lower not in due]
+            if self.clock >= bound.due and not any(lower.shares(bound) for lower in below):
+                due.append(bound)
         return due
 
-    def _sync(self, due: Sequence[BoundLevel]) -> Pending:
+    def _sync(self, due: Sequence[BoundLevel], at_once: bool = False) -> Pending:
         self.inventory.require_live()
         joining = self.inventory.joining()
-        self.mail.outgoing["joining"] = fingerprint("\n".join(describe(joining)))
-        self.flags = (0,) * self.communicator.size
-        self.inventory.gather()
+        self.post.begin("\n".join(describe(joining)))
+        buckets = self.inventory.of([*due, *(bound for bound in self.bound if bound.flight)])
+        self.inventory.gather(buckets)
         yield from self._check_shared_gradients(due)
-        for bound in due:
+        landed = []
+        for bound, stage in self._stages(due, at_once):
             try:
-                yield from self._fire(bound)
+                yield from stage
             except CollectiveError as error:
                 fell_back = self._fall_back(bound)
                 raise lost(bound, self.communicator, error, step=self.clock, fell_back=fell_back) from error
             except Exception:  # agents that differ, where all of them come here; or a probe that fails
                 self._fall_back(bound)
                 raise
-        self.inventory.scatter()
-        yield from self.inventory.join(joining, due)
+            landed += [bound] * (bound.flight is None)
+        self.inventory.scatter(buckets)
+        self.masses.take_out()
+        # Parameters join with mail that speaks of them, and never under an average that has begun without them.
+        if not any(bound.flight or (bound.hearing and not self.mail.tells_of_joining()) for bound in self.bound):
+            yield from self.inventory.join(joining, landed)
 
-    def _fire(self, bound: BoundLevel) -> Pending:
-        # The table of the mail grows with the number of agents: it stays here where no mail travels.
-        fast = [bucket.fast if bound.hearing else bucket.weights for bucket in bound.buckets]
+    def _stages(self, due: Sequence[BoundLevel], at_once: bool) -> Iterator[tuple[BoundLevel, Pending]]:
+        """What happens at a sync: averages under way go on or land, then levels fire, each on what is below it."""
+        for bound, flight, lands in overlap.under_way(self.bound, self.clock, at_once):
+            yield bound, self._land(bound, flight) if lands else self._go_on(bound, flight)
+        for bound in due:
+            below = any(bound.shares(other) for other in due if other.index > bound.index)
+            yield bound, self._fire(bound, at_once or below)
+
+    def _fire(self, bound: BoundLevel, at_once: bool) -> Pending:
         self._observe("before", bound)
-        tail, letter = self._send_mail(bound)
-        yield from bound.collect(fast)
-        yield from letter
+        flight = overlap.depart(bound, self.clock, self.rates, at_once)
+        yield from self._go_on(bound, flight) if flight.delayed else self._land(bound, flight)
+
+    def _go_on(self, bound: BoundLevel, flight: Flight) -> Pending:
+        if not flight.begun:
+            overlap.begin(bound, *self.post.send(bound, self.clock))
+        yield from flight.go_on(self.clock)
+
+    def _land(self, bound: BoundLevel, flight: Flight) -> Pending:
+        yield from self._go_on(bound, flight)
+        yield from overlap.arrive(bound)
         # A sharded sum holds this agent's part of the tail only: the rest comes with the other parts.
-        if bound.mixer.shards == 1:
-            self._read_mail(bound, tail)
+        if bound.reads_first:
+            self.post.read(bound, flight.tail, self.clock)
         self._observe("averaged", bound)
-        bound.coefficients = yield from self.line_search.coefficients(bound, self.clock)
-        bound.move(self.rates)
-        yield from bound.mixer.distribute(fast)
-        if bound.mixer.shards > 1:
-            self._read_mail(bound, tail)
+        bound.coefficients = yield from self.line_search.coefficients(bound, flight.step)
+        bound.move(flight.rates)
+        yield from bound.mixer.distribute(bound.fast)
+        if not bound.reads_first:
+            self.post.read(bound, flight.tail, self.clock)
         bound.commit(self.clock)
-        yield from self._settle_below(bound)
+        ways = overlap.ways(bound, self.clock)
+        yield from self._settle_below(bound, ways)
         if bound is self.bound[-1]:
             yield from self._settle_buffers(bound)
         if bound.alike and self._checks(bound.rounds):
             where = f"levels[{bound.index}] after fast step {self.clock}"
             yield from require_same_weights(bound.alike, bound.buckets, where)
         self._observe("after", bound)
+        overlap.settle(bound, ways)
 
-    def _settle_below(self, bound: BoundLevel) -> Pending:
-        """All below the level take its weights; the fast optimizer's buffers are kept, reset or averaged."""
+    def _settle_below(self, bound: BoundLevel, ways: Sequence[Tensor] | None) -> Pending:
+        """All below the level take its weights, or move as it has; fast buffers are kept, reset or averaged."""
         choice = bound.level.fast_buffers
         for lower in self.bound[: bound.index]:
-            lower.follow(bound.buckets)
+            lower.follow(bound.buckets, ways)
+            if lower.mass and lower.shares(bound):
+                lower.mass.reset()
             if choice == "reset":
-                lower.reset_momentum()
+                lower.reset_momentum(bound.buckets)
         if choice == "reset":
-            self.fast_buffers.reset()
+            self.fast_buffers.reset([bucket for bucket in self.buckets if bucket not in bound.buckets])
         elif choice == "average" and bound.mixer.group:
             yield from self.fast_buffers.average(bound.mixer.group, bound.buckets)
 
     def _settle_buffers(self, bound: BoundLevel) -> Pending:
-        if bound.mixer.group and self.average_buffers:
-            yield from self.model_buffers.average(self.communicator)
+        if (bound.mixer.group or self.everybody.size > self.communicator.size) and self.average_buffers:
+            yield from self.model_buffers.average(self.everybody)
         self.model_buffers.capture()
 
     def _check_shared_gradients(self, due: Sequence[BoundLevel]) -> Pending:
@@ -200,25 +263,6 @@ class LevelStack:
     def _observe(self, moment: Literal["before", "averaged", "after"], bound: BoundLevel) -> None:
         if self.observer:
             getattr(self.observer, moment)(bound)
-
-    def _send_mail(self, bound: BoundLevel) -> tuple[Tensor, list[Work]]:
-        """Return where the mail is, and what is under way of it besides the weights."""
-        tail = bound.buckets[0].tail
-        if not bound.hearing:
-            return tail, []
-        self.mail.outgoing["clock"] = self.clock
-        if bound.level.fast_buffers == "average":
-            self.mail.outgoing["buffers"] = fingerprint(self.fast_buffers.signature(bound.buckets))
-        return self.mail.send(tail, bound.hearing, with_weights=bound.mixer.sums_tails)
-
-    def _read_mail(self, bound: BoundLevel, tail: Tensor) -> None:
-        if bound.hearing:
-            self.mail.read(tail, bound.hearing.members)
-        elif self.communicator.size == 1:
-            self.mail.read_own()
-        else:
-            return
-        self.flags = tuple(map(max, self.flags, self.mail.received["flag"]))
 
     def _open(self) -> Pending:
         """Agree on levels and weights, take agent 0's, and capture the slow weights."""
@@ -246,6 +290,7 @@ class LevelStack:
     def _fall_back(self, bound: BoundLevel) -> bool:
         """Put the level's slow weights into the model, if this agent has all of them: x may be half summed."""
         whole = bool(bound.slow) and bound.mixer.shards == 1
+        bound.flight = None
         if whole:
             for bucket, slow in zip(bound.buckets, bound.slow, strict=True):
                 bucket.fast.copy_(slow)
@@ -259,6 +304,7 @@ class LevelStack:
             "clock": self.clock,
             "rates": self.rates,
             "parameters": self.inventory.names,
+            "covers": self.inventory.covers,
             "levels": slow_state.save(self.bound),
             "buffers": dict(self.model_buffers.slow),
         }
@@ -272,7 +318,8 @@ class LevelStack:
         if state_dict.get("format") != FORMAT:
             raise ValueError(f"state of format {state_dict.get('format')!r}; this version reads format {FORMAT}")
         slow_state.require_levels(self.bound, state_dict["levels"])
-        self.inventory.restore(state_dict["parameters"])
+        everywhere = [list(range(len(self.bound)))] * len(state_dict["parameters"])  # before there were fragments
+        self.inventory.restore(state_dict["parameters"], state_dict.get("covers", everywhere))
         slow_state.load(self.bound, state_dict["levels"])
         self.clock, self._rates = state_dict["clock"], list(state_dict["rates"])
         self.model_buffers.slow = {name: tensor.clone() for name, tensor in state_dict["buffers"].items()}

@@ -6,7 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from dist_lookahead.bound_level import BoundLevel
+from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Pending
+from dist_lookahead.mass import biased
 from dist_lookahead.stack import LevelStack
 
 
@@ -17,18 +20,13 @@ def slow_weights(stack: LevelStack) -> Iterator[None]:
     Where the outermost level gossips they are this agent's own: the mean of all is in `averaged_weights`.
     """
     stack.refresh()
-    outer = stack.bound[-1]
-    at_sync = outer.last == stack.clock  # the fast weights are the slow ones
-    if not at_sync and (not outer.slow or outer.mixer.shards > 1):
-        reason = "keeps no slow weights" if not outer.slow else "splits its slow weights over the agents"
-        raise RuntimeError(
-            f"slow_weights() after fast step {stack.clock}: the outermost level {reason}, and its last sync was after "
-            f"step {outer.last}. Evaluate right after a sync, or use averaged_weights() on all agents"
-        )
+    for bucket in stack.buckets:
+        _require_slow(stack, stack.inventory.outermost(bucket))
     saved = _save(stack)
     try:
-        if not at_sync:
-            _write(stack, outer.slow)
+        for bucket in stack.buckets:
+            _take_slow(stack, bucket)
+        if stack.bound[-1].last != stack.clock:
             stack.model_buffers.load(stack.model_buffers.slow)
         yield
     finally:
@@ -47,12 +45,30 @@ def averaged_weights(stack: LevelStack) -> Iterator[None]:
         _restore(stack, saved)
 
 
+def _require_slow(stack: LevelStack, outer: BoundLevel) -> None:
+    if outer.rules(stack.clock) or (outer.slow and outer.mixer.shards == 1):
+        return
+    reason = "keeps no slow weights" if not outer.slow else "splits its slow weights over the agents"
+    raise RuntimeError(
+        f"slow_weights() after fast step {stack.clock}: the outermost level {reason}, and its last sync was after "
+        f"step {outer.last}. Evaluate right after a sync, or use averaged_weights() on all agents"
+    )
+
+
+@torch.no_grad()
+def _take_slow(stack: LevelStack, bucket: Bucket) -> None:
+    """Put slow weights into the model; right after a sync the fast weights are the slow ones."""
+    outer = stack.inventory.outermost(bucket)
+    if not outer.rules(stack.clock):
+        bucket.weights.copy_(outer.slow[outer.buckets.index(bucket)][: bucket.weights_end])
+        stack.inventory.scatter([bucket])
+
+
 Saved = tuple[list[Tensor], dict[str, Tensor]]
 
 
 def _save(stack: LevelStack) -> Saved:
-    for bucket in stack.buckets:
-        bucket.gather()
+    stack.inventory.gather(stack.buckets)
     return [bucket.weights.clone() for bucket in stack.buckets], stack.model_buffers.values()
 
 
@@ -66,16 +82,16 @@ def _restore(stack: LevelStack, saved: Saved) -> None:
 def _write(stack: LevelStack, flats: list[Tensor]) -> None:
     for bucket, flat in zip(stack.buckets, flats, strict=True):
         bucket.weights.copy_(flat[: bucket.weights_end])
-        bucket.scatter()
+    stack.inventory.scatter(stack.buckets)
 
 
 @torch.no_grad()
 def _average(stack: LevelStack) -> Pending:
-    if stack.communicator.size == 1:
+    if stack.everybody.size == 1:
         return
-    sums = [bucket.weights.clone() for bucket in stack.buckets]
-    yield from [stack.communicator.all_reduce(flat) for flat in sums]
+    sums = [biased(stack.masses.of(bucket), bucket.weights) for bucket in stack.buckets]
+    yield from [stack.communicator.all_reduce(flat) for flat in sums if stack.communicator.size > 1]
     for flat in sums:
         flat.div_(stack.communicator.size)
     _write(stack, sums)
-    yield from stack.model_buffers.average(stack.communicator)
+    yield from stack.model_buffers.average(stack.everybody)

@@ -55,7 +55,7 @@ class Agent:
         return loss
 
     def step(self, step: int) -> None:
-        self.backward(step)
+        self.optimizer.report(loss=self.backward(step), samples=BATCH)
         self.optimizer.step()
 
     def state(self) -> dict[str, Any]:

@@ -52,3 +52,7 @@ class Problem:
     def gradient(self, x: Tensor, agent: int, step: int) -> Tensor:
         away = x - self.targets[agent]
         return self.curvature * away + 0.1 * away.sin() + self.noise[step, agent]
+
+    def loss(self, x: Tensor, agent: int) -> float:
+        away = x - self.targets[agent]
+        return float((self.curvature * away.square() / 2 + 0.1 * (1 - away.cos())).sum())

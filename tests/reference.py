@@ -4,7 +4,8 @@ Nothing of the package is used here. Every function yields the fast weights of a
 The names are the papers'; where a paper counts rounds t of tau steps, so does the loop.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,12 @@ class Fast:
     def step(self, k: int) -> None:
         self._optimizer.param_groups[0]["lr"] = self._problem.rate(k)
         self.x.grad = self._problem.gradient(self.x.detach(), self._agent, k)
+        self._optimizer.step()
+
+    def step_from(self, k: int, mass: Tensor) -> None:
+        """A step of x with the gradient at x / mass."""
+        self._optimizer.param_groups[0]["lr"] = self._problem.rate(k)
+        self.x.grad = self._problem.gradient(self.x.detach() / mass, self._agent, k)
         self._optimizer.step()
 
     def buffers(self) -> dict[str, Tensor]:
@@ -95,6 +102,104 @@ def local_sgd(problem: Problem, tau: int) -> Trajectory:
             for agent in agents:
                 agent.become(average)
         yield now(agents)
+
+
+def rounds_of(problem: Problem, length: Callable[[int, Sequence[Sequence[float]]], int]) -> Trajectory:
+    """Local SGD with rounds of `length(steps done, losses of the last round by step)`."""
+    agents, k, losses = crowd(problem), 0, []
+    while k < problem.steps:
+        tau, losses = length(k, losses), []
+        for i in range(min(tau, problem.steps - k)):
+            losses.append([problem.loss(agent.x.detach(), n) for n, agent in enumerate(agents)])
+            for agent in agents:
+                agent.step(k)
+            k += 1
+            if i == tau - 1:
+                average = mean(agents)
+                for agent in agents:
+                    agent.become(average)
+            yield now(agents)
+
+
+def qsr(problem: Problem, base: int, coefficient: float) -> Trajectory:
+    """arXiv 2310.14423: H = max(H_base, floor((c / eta)^2)) with eta of the first step of the round."""
+    return rounds_of(problem, lambda k, _: max(base, int((coefficient / problem.rate(k)) ** 2)))
+
+
+def adacomm(problem: Problem, start: int, interval: int, decay: float) -> Trajectory:
+    """arXiv 1810.08313: tau_l = ceil(sqrt(F_l / F_0) tau_0), or decay tau_{l-1} where that is no less."""
+    tau, look, first, since = start, 0, 0.0, []
+
+    def length(k: int, losses: Sequence[Sequence[float]]) -> int:
+        nonlocal tau, look, first, since
+        since += [sum(step) / len(step) for step in losses]
+        if not since or k < look:
+            return tau
+        value, since, look = sum(since) / len(since), [], k + interval
+        if not first:
+            first = value
+            return tau
+        fallen = math.ceil(math.sqrt(value / first) * start)
+        tau = fallen if fallen < tau else max(math.floor(decay * tau), 1)
+        return tau
+
+    return rounds_of(problem, length)
+
+
+def overlapped_local_sgd(problem: Problem, tau: int, delay: int) -> Trajectory:
+    """arXiv 1906.12043, Algorithm 1, whose delay is tau: the average of the snapshots, and the steps made since."""
+    agents, sent = crowd(problem), None
+    for k in range(1, problem.steps + 1):
+        for agent in agents:
+            agent.step(k - 1)
+        if k % tau == 0:
+            sent = now(agents)
+        if sent is not None and k >= tau and k % tau == delay:
+            for agent, snapshot in zip(agents, sent, strict=True):
+                agent.become(sent.mean(dim=0) + (agent.x.detach() - snapshot))
+        yield now(agents)
+
+
+def overlapped(problem: Problem, tau: int, delay: int, outer: Callable[[float, Tensor], Tensor]) -> Trajectory:
+    """Any outer step on a mean that arrives late: it returns z from the step size and mean of where the round ended."""
+    agents = crowd(problem)
+    gamma, sent = problem.rate(0), now(agents)
+    for k in range(1, problem.steps + 1):
+        for agent in agents:
+            agent.step(k - 1)
+        if k % tau == 0:
+            gamma, sent = problem.rate(k - 1), now(agents)
+        if k >= tau and k % tau == delay:
+            z = outer(gamma, sent.mean(dim=0))
+            for agent, snapshot in zip(agents, sent, strict=True):
+                agent.become(z + (agent.x.detach() - snapshot))
+        yield now(agents)
+
+
+def overlapped_slowmo(problem: Problem, tau: int, delay: int, alpha: float, beta: float) -> Trajectory:
+    """SlowMo's slow step, arXiv 1910.00643, on a mean that arrives late."""
+    x0, u = problem.start.clone(), torch.zeros_like(problem.start)
+
+    def outer(gamma: float, average: Tensor) -> Tensor:
+        nonlocal x0, u
+        u = beta * u + (x0 - average) / gamma
+        x0 = x0 - alpha * gamma * u
+        return x0
+
+    return overlapped(problem, tau, delay, outer)
+
+
+def overlapped_diloco(problem: Problem, h: int, delay: int, alpha: float, beta: float) -> Trajectory:
+    """DiLoCo's outer step, arXiv 2311.08105, on a mean that arrives late."""
+    theta = problem.start.clone().requires_grad_()
+    optimizer = torch.optim.SGD([theta], lr=alpha, momentum=beta, nesterov=True)
+
+    def outer(_: float, average: Tensor) -> Tensor:
+        theta.grad = theta.detach() - average
+        optimizer.step()
+        return theta.detach().clone()
+
+    return overlapped(problem, h, delay, outer)
 
 
 def post_local_sgd(problem: Problem, tau: int, start: int) -> Trajectory:
@@ -192,6 +297,69 @@ def diloco(problem: Problem, h: int, alpha: float, beta: float) -> Trajectory:
             for agent in agents:
                 agent.become(theta.detach())
         yield now(agents)
+
+
+def streaming_diloco(
+    problem: Problem,
+    h: int,
+    fragments: Sequence[slice],
+    alpha: float,
+    beta: float,
+    delay: int = 0,
+    share: float | None = None,
+) -> Trajectory:
+    """arXiv 2501.18512: the mean of fragment p of P is taken after steps t with t mod H = (p+1) H/P, and is there
+    `delay` steps later. Each agent then keeps `share` of its own weights and takes the rest of the new ones; None: it
+    keeps what it has done meanwhile.
+    """
+    agents = crowd(problem)
+    thetas = [problem.start[part].clone().requires_grad_() for part in fragments]
+    outers = [torch.optim.SGD([theta], lr=alpha, momentum=beta, nesterov=True) for theta in thetas]
+    sent: dict[tuple[int, int], Tensor] = {}
+    for t in range(1, problem.steps + 1):
+        for agent in agents:
+            agent.step(t - 1)
+        for p, (part, theta, outer) in enumerate(zip(fragments, thetas, outers, strict=True)):
+            if t % h == (p + 1) * h // len(fragments) % h:
+                sent[p, t + delay] = now(agents)[:, part]
+            if (p, t) in sent:
+                theta.grad = theta.detach() - sent[p, t].mean(dim=0)
+                outer.step()
+                for agent, q in zip(agents, sent[p, t], strict=True):
+                    whole = agent.x.detach().clone()
+                    if share is None:
+                        whole[part] += theta.detach() - q
+                    else:
+                        whole[part] = share * whole[part] + (1 - share) * theta.detach()
+                    agent.become(whole)
+        yield now(agents)
+
+
+def polyak(problem: Problem, alpha: float) -> Trajectory:
+    """A running mean that nobody trains with: the fast weights are those of SGD alone."""
+    agents = crowd(problem)
+    for k in range(problem.steps):
+        for agent in agents:
+            agent.step(k)
+        yield now(agents)
+
+
+def osgp(problem: Problem, shares: Tensor, tau: int, delay: int) -> Trajectory:
+    """arXiv 1811.10792 with messages that arrive `delay` steps later, in place of what was sent; yields x / w."""
+    agents = crowd(problem)
+    w = torch.ones(len(agents), dtype=torch.float64)
+    sent: dict[int, Tensor] = {}
+    for k in range(1, problem.steps + 1):
+        for agent, own in zip(agents, w, strict=True):
+            agent.step_from(k - 1, own)
+        if k in sent:
+            x = now(agents) + shares.T @ sent[k] - sent[k]
+            w = shares.T @ w
+            for agent, own in zip(agents, x, strict=True):
+                agent.become(own)
+        if k % tau == 0:
+            sent[k + delay] = now(agents)
+        yield now(agents) / w[:, None]
 
 
 def snoo(problem: Problem, k: int, eta: float, mu: float) -> Trajectory:
@@ -295,3 +463,30 @@ def stack(problem: Problem, layers: Sequence[Layer]) -> Trajectory:
             if layer.buffers == "average":
                 average_buffers(agents)
         yield now(agents)
+
+
+def sgp(problem: Problem, shares: Tensor, tau: int = 1, slow: tuple[int, float, float] | None = None) -> Trajectory:
+    """arXiv 1811.10792, Algorithm 1: gradients at z = x / w, steps of x, then x_j <- sum_i p_ji x_i, and w alike.
+
+    Yields z. `shares` has p_ji in row i and column j. With slow = (tau, alpha, beta) SlowMo's exact average over it,
+    arXiv 1910.00643, Algorithm 1, of the x, after which all weights w are 1.
+    """
+    agents = crowd(problem)
+    w = torch.ones(len(agents), dtype=torch.float64)
+    x0, u = problem.start.clone(), torch.zeros_like(problem.start)
+    for k in range(problem.steps):
+        for agent, own in zip(agents, w, strict=True):
+            agent.step_from(k, own)
+        if (k + 1) % tau == 0:
+            x = shares.T @ now(agents)
+            w = shares.T @ w
+            for agent, own in zip(agents, x, strict=True):
+                agent.become(own)
+        if slow and (k + 1) % slow[0] == 0:
+            gamma = problem.rate(k)
+            u = slow[2] * u + (x0 - mean(agents)) / gamma
+            x0 = x0 - slow[1] * gamma * u
+            w = torch.ones_like(w)
+            for agent in agents:
+                agent.become(x0)
+        yield now(agents) / w[:, None]

@@ -18,9 +18,11 @@ TINY = {
     "sync": ["--sizes", "0.1M"],
     "local_step": ["--tensors", "1", "3", "--elements", "10"],
     "simulation": ["--models", "mlp", "--agents", "2", "3"],
+    "overlap": ["--elements", "1000", "--multiplications", "1"],
     "quadratic": ["--agents", "1", "3", "--repetitions", "4"],
+    "methods": ["--methods", "local SGD", "SGP, one peer", "hierarchical local SGD", "--steps", "13"],
 }
-ROWS = {"slow_step": 4, "sync": 5, "local_step": 4, "simulation": 2, "quadratic": 2}
+ROWS = {"slow_step": 4, "sync": 5, "local_step": 4, "simulation": 2, "overlap": 3, "quadratic": 2, "methods": 3}
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -24,7 +24,7 @@ QUANTISED = st.builds(
     block=st.sampled_from((1, 3, 8, 1024)),
     rounding=st.sampled_from(("nearest", "stochastic")),
 )
-CASTS = st.sampled_from((Cast("bf16"), Cast("fp16")))
+CASTS = st.sampled_from((Cast("fp32"), Cast("bf16"), Cast("fp16")))
 TOP_KS = st.builds(TopK, st.sampled_from((0.01, 0.2, 0.49)))
 EVERY: dict[str, Codec] = {
     "bf16": Cast("bf16"),
@@ -61,7 +61,7 @@ def test_whole_numbers_are_at_most_a_step_away(codec: Quantised, rows: list[list
 @given(codec=CASTS, rows=ROWS)
 def test_half_precision_rounds_and_ends_where_its_range_does(codec: Cast, rows: list[list[float]]) -> None:
     sent = torch.tensor(rows)
-    kind = torch.finfo(torch.bfloat16 if codec.dtype == "bf16" else torch.float16)
+    kind = torch.finfo({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[codec.dtype])
     within = sent.double().clamp(-kind.max, kind.max)
     wrong = (there_and_back(codec, sent).double() - within).abs()
     assert (wrong <= within.abs() * kind.eps / 2 + kind.tiny * kind.eps).all()
@@ -152,7 +152,7 @@ def test_rows_are_coded_each_for_itself(codec: Codec) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Cast("int8"), "Cast.dtype='int8' must be one of bf16, fp16"),  # pyright: ignore[reportArgumentType] - that is the test
+        (lambda: Cast("int8"), "Cast.dtype='int8' must be one of fp32, bf16, fp16"),  # pyright: ignore[reportArgumentType] - that is the test
         (lambda: Quantised(3), "Quantised.bits=3 must be 4 or 8"),
         (lambda: Quantised(block=0), "Quantised.block=0 must be a whole number of values, at least 1"),
         (lambda: Quantised(rounding="up"), "must be one of nearest, stochastic"),  # pyright: ignore[reportArgumentType] - that is the test

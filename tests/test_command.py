@@ -9,8 +9,9 @@ from torch import nn
 from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.command import main
 from dist_lookahead.train.config_quadratic import Quadratic, Spectrum
-from dist_lookahead.train.config_sections import Checkpoint, Data, Evaluation, Logging, Run
+from dist_lookahead.train.config_sections import Checkpoint, Data, Evaluation, Logging, Probe, Run
 from dist_lookahead.train.export import export
+from dist_lookahead.train.sweep_file import Sweep, Variant
 from tests.training import final_states, folder_of, small_config, train
 
 
@@ -29,9 +30,15 @@ def test_settings_prints_every_setting_with_its_default(capsys: pytest.CaptureFi
     assert "  weights: [slow]" in printed
     assert "slowmo" in printed
     shown = {line.strip().split(":")[0] for line in printed.splitlines() if ": " in line and line[0] != "#"}
-    sections = (Run, Data, Evaluation, Checkpoint, Logging, Quadratic, Spectrum)
+    sections = (Run, Data, Evaluation, Probe, Checkpoint, Logging, Quadratic, Spectrum)
     known = {option for section in sections for option in section.model_fields}
     assert known <= shown
+
+
+def test_settings_of_a_sweep_are_printed_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings", "--sweep"]) == 0
+    shown = {line.strip().split(":")[0] for line in capsys.readouterr().out.splitlines()}
+    assert {*Sweep.model_fields, *Variant.model_fields} <= shown
 
 
 def test_all_faults_are_reported_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

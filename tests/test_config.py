@@ -1,6 +1,8 @@
 """Run files: what is shipped loads, what is wrong is said, all of it at once, and nothing is guessed."""
 
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,9 +16,11 @@ from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.config import Config, ConfigError, load_config, parse_config
 from dist_lookahead.train.config_levels import RECIPES
 from dist_lookahead.train.config_sections import SAMPLES
+from dist_lookahead.train.sweep_file import load_sweep
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
+SWEEPS = sorted((CONFIGS / "sweeps").rglob("*.yaml"))
+SHIPPED = sorted(set(CONFIGS.rglob("*.yaml")).difference(SWEEPS))
 
 GOOD = """
 run: {name: test, epochs: 30}
@@ -48,6 +52,13 @@ def test_a_shipped_config_loads_and_its_resolved_form_gives_an_equal_one(path: P
     assert load_config(written) == config == parse_config(config.resolved())
 
 
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
+def test_every_point_of_a_shipped_sweep_is_valid(path: Path) -> None:
+    sweep, points = load_sweep(path)
+    assert sweep.name.replace("-", "_") == path.stem
+    assert len(points) > 1
+
+
 def test_every_recipe_has_a_shipped_config_on_the_embedded_data() -> None:
     shown = {load_config(path).levels.recipe for path in SHIPPED if path.parent.name == "digits"}
     assert shown >= RECIPES.keys()
@@ -61,6 +72,7 @@ def test_the_resolved_form_holds_the_defaults_too(good: Path) -> None:
         "tau": 12,
         "alpha": 1.0,
         "beta": 0.6,
+        "delay": 0,
         "shard": False,
         "codec": None,
         "fast_buffers": "keep",
@@ -367,3 +379,27 @@ def test_a_mesh_names_the_axes_of_levels(good: Path) -> None:
         (["levels={recipe: hierarchical_local_sgd, axes: [1, 2]}"], "levels.axes=[1, 2] must be a list of texts"),
     ):
         assert any(fault in told for told in faults(good, *settings)), faults(good, *settings)
+
+
+LATE = ("levels={recipe: overlapped_local_sgd, tau: 8, delay: 4}", "evaluation.weights=[averaged]")
+
+
+def test_a_delay_is_read_in_a_recipe_and_in_a_list(good: Path) -> None:
+    assert load_config(good, LATE).levels_stack()[0].when == Every(8, 4)
+    listed = "levels=[{when: {every: {tau: 8, delay: 4}}, mix: exact, move: {pull: {alpha: 0.5}}}]"
+    assert load_config(good, [listed]).levels_stack()[0].when == Every(8, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (LATE[:1], r"of which none has kept all; use \[averaged\]"),
+        (("levels.delay=4", "levels.shard=true"), r"of which none has kept all; use \[averaged\]"),
+        (("levels.delay=12",), r"Every.delay=12 must be below tau=12"),
+        (("levels.delay=0.5",), r"levels.delay=0.5 must be a whole number"),
+        (("levels.delay=2", "levels.fast_buffers=average"), r"the agents would wait for it"),
+    ],
+)
+def test_a_delay_that_training_would_refuse_is_refused_here(good: Path, settings: Sequence[str], message: str) -> None:
+    (fault,) = faults(good, *settings)
+    assert re.search(message, fault)

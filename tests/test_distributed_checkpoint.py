@@ -19,8 +19,8 @@ pytestmark = [
 FASTS = ["sgd", "momentum", "adam"]
 
 
-def agent_with(fast: str, seed: int = 0) -> Agent:
-    (agent,) = make_agents(1, slowmo(3, beta=0.6), fast=fast, seed=seed)
+def agent_with(fast: str, seed: int = 0, delay: int = 0) -> Agent:
+    (agent,) = make_agents(1, slowmo(3, beta=0.6, delay=delay), fast=fast, seed=seed)
     return agent
 
 
@@ -63,10 +63,10 @@ def test_state_goes_through_the_two_standard_keys_and_the_stack(fast: str, steps
 
 
 @pytest.mark.parametrize("fast", FASTS)
-@pytest.mark.parametrize("steps", [2, 4])
-def test_saved_and_loaded_from_files_into_a_fresh_pair(tmp_path: Path, fast: str, steps: int) -> None:
+@pytest.mark.parametrize(("steps", "delay"), [(2, 0), (4, 0), (4, 2), (5, 2)])
+def test_saved_and_loaded_from_files_into_a_fresh_pair(tmp_path: Path, fast: str, steps: int, delay: int) -> None:
     """Breaks if something of the stack's state has no place in a fresh stack's: it is silently not restored."""
-    agent = agent_with(fast)
+    agent = agent_with(fast, delay=delay)
     decayed(agent, range(steps))
 
     def parts(one: Agent) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_saved_and_loaded_from_files_into_a_fresh_pair(tmp_path: Path, fast: str
         }
 
     dcp.save(parts(agent), checkpoint_id=tmp_path, no_dist=True)
-    resumed = agent_with(fast, seed=5)
+    resumed = agent_with(fast, seed=5, delay=delay)
     loading = parts(resumed)
     dcp.load(loading, checkpoint_id=tmp_path, no_dist=True)
     resumed.model.load_state_dict(loading["model"])

@@ -17,22 +17,28 @@ FILES = sorted(ROOT.rglob("*.py"))
 # What each part may import of this package, itself always included; parts not listed may import what is listed.
 MAY_IMPORT = {
     "schedule": set(),
-    "bucket": set(),
+    "adaptive": {"schedule"},
+    "sharded": set(),
+    "bucket": {"sharded"},
     "mesh": set(),
     "comm": {"mesh"},
     "averaging": {"comm", "mesh"},
     "optimal": set(),
     "move": {"optimal", "schedule"},
-    "level": {"averaging", "move", "schedule"},
-    "alike": {"level", "mesh"},
-    "recipes": {"averaging", "comm.topology", "level", "move", "schedule"},
-    "notation": {"averaging", "comm.topology", "level", "move", "optimal", "schedule"},
+    "fragments": set(),
+    "level": {"adaptive", "averaging", "fragments", "move", "schedule"},
+    "alike": {"fragments", "level", "mesh"},
+    "recipes": {"adaptive", "averaging", "comm.topology", "fragments", "level", "move", "schedule"},
+    "notation": {"adaptive", "averaging", "comm.topology", "fragments", "level", "move", "optimal", "schedule"},
     "tasks": set(),
-    "theory": {"averaging", "comm.topology", "level", "mesh", "move", "notation", "optimal", "schedule"},
-    "stability": {"averaging", "level", "mesh", "theory"},
+    "theory": {
+        *("adaptive", "averaging", "comm.topology", "fragments", "level", "mesh", "move", "notation"),
+        *("optimal", "schedule"),
+    },
+    "stability": {"averaging", "fragments", "level", "mesh", "theory"},
     "figures": {"", "level", "notation", "theory"},
 }
-MAY_BE_DISTRIBUTED = ("comm.process_group", "train")
+MAY_BE_DISTRIBUTED = ("comm.process_group", "sharded", "train")  # `sharded` knows the types of split parameters
 
 
 def module_name(path: Path) -> str:

@@ -7,6 +7,7 @@ talking to real processes is not seen here.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import reference
@@ -18,16 +19,20 @@ from noisy_quadratic import FAST, MakeFast, Problem
 from torch import Tensor, nn
 
 from dist_lookahead import (
+    QSR,
+    AdaComm,
     Alone,
     Copy,
     Cosine,
     DistributedLookahead,
     Every,
     Exact,
+    Graph,
     Level,
     Linear,
     Piecewise,
     Pull,
+    PushSum,
     bmuf,
     diloco,
     distributed_lookahead,
@@ -36,12 +41,17 @@ from dist_lookahead import (
     local_sgd,
     lookahead,
     multilayer_lookahead,
+    osgp,
+    overlapped_local_sgd,
+    polyak,
     post_local_sgd,
     recipes,
+    sgp,
     simulate,
     slowmo,
     slowmo_over,
     snoo,
+    streaming_diloco,
 )
 from dist_lookahead.comm.communicator import Communicator
 
@@ -67,6 +77,7 @@ class Agent:
         gradient = self._problem.gradient(self.weights(), self._rank, k)
         for parameter, piece in zip(self.parameters, gradient.split([p.numel() for p in self.parameters]), strict=True):
             parameter.grad = piece.reshape(parameter.shape)
+        self.optimizer.report(loss=self._problem.loss(self.weights(), self._rank))
         self.optimizer.step()
 
     def weights(self) -> Tensor:
@@ -107,6 +118,7 @@ class Method:
     rate: Callable[[int], float] = decaying
 
 
+HALVES = torch.full((2, 2), 0.5, dtype=torch.float64)
 METHODS = {
     "lookahead": Method(lookahead(4, 0.5), partial(reference.lookahead, k=4, alpha=0.5)),
     "multilayer_lookahead": Method(
@@ -115,6 +127,7 @@ METHODS = {
         agents=(1,),
     ),
     "local_sgd": Method(local_sgd(4), partial(reference.local_sgd, tau=4)),
+    "overlapped_local_sgd": Method(overlapped_local_sgd(4, 3), partial(reference.overlapped_local_sgd, tau=4, delay=3)),
     "post_local_sgd": Method(post_local_sgd(4, start=6), partial(reference.post_local_sgd, tau=4, start=6)),
     "hierarchical_local_sgd": Method(
         hierarchical_local_sgd((2, 4)),
@@ -128,7 +141,15 @@ METHODS = {
     "bmuf": Method(bmuf(4, 1.1, 0.5), partial(reference.bmuf, tau=4, zeta=1.1, eta=0.5)),
     "diloco": Method(diloco(4, 0.7, 0.9), partial(reference.diloco, h=4, alpha=0.7, beta=0.9)),
     "snoo": Method(snoo(4, 0.7, 0.9), partial(reference.snoo, k=4, eta=0.7, mu=0.9), agents=(1,)),
+    "streaming_diloco": Method(
+        streaming_diloco(4, 2, 0.4, 0.9),
+        partial(reference.streaming_diloco, h=4, fragments=(slice(0, 6), slice(6, 11)), alpha=0.4, beta=0.9),
+    ),
+    "polyak": Method(polyak(0.1), partial(reference.polyak, alpha=0.1)),
+    "osgp": Method(osgp(tau=3, delay=2), partial(reference.osgp, shares=HALVES, tau=3, delay=2), agents=(2,)),
     "dpsgd": Method(dpsgd(tau=2), partial(reference.dpsgd, tau=2), agents=(1, 2, 3, 5)),
+    # With two agents its graph has the weights 1/2, with one there is nobody to hear.
+    "sgp": Method(sgp(tau=2), partial(reference.sgp, shares=HALVES, tau=2), agents=(2,)),
     "slowmo_over": Method(
         slowmo_over(dpsgd(), 4, 0.9, 0.6),
         partial(reference.slowmo_over_dpsgd, tau=4, alpha=0.9, beta=0.6),
@@ -150,6 +171,61 @@ def test_all_recipes_have_a_loop_to_be_compared_with() -> None:
     """Breaks when a recipe is added without its paper's loop."""
     public = set(recipes.__all__)
     assert public == set(METHODS)
+
+
+@pytest.mark.parametrize("share", [None, 0.5, 0.25])
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_streaming_diloco_with_a_delay_and_a_share(delay: int, share: float | None) -> None:
+    """Breaks if the share is taken of the wrong weights, or if a part that lands moves another one."""
+    problem = Problem(3, FAST["momentum"], decaying)
+    levels = streaming_diloco(4, 2, 0.4, 0.9, delay=delay, local_share=share or 0.0)
+    fragments = (slice(0, 6), slice(6, 11))
+    paper = reference.streaming_diloco(problem, 4, fragments, 0.4, 0.9, delay, share)
+    assert_follows(problem, levels, paper)
+
+
+def test_polyak_averages_follow_the_fast_weights() -> None:
+    problem = Problem(2, FAST["momentum"], decaying)
+    agents, mean = crowd(problem, polyak(0.1)), torch.stack([problem.start] * 2)
+    for k in range(9):
+        for agent in agents:
+            agent.step(k)
+        for rank, agent in enumerate(agents):
+            mean[rank] += 0.1 * (agent.weights() - mean[rank])
+            with agent.optimizer.slow_weights():
+                torch.testing.assert_close(agent.weights(), mean[rank], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("delay", [1, 2])
+def test_overlapped_push_sum_where_masses_differ(delay: int) -> None:
+    problem = Problem(3, FAST["momentum"], decaying)
+    assert_follows(problem, osgp(Graph(UNEVEN), 3, delay), reference.osgp(problem, UNEVEN, 3, delay))
+
+
+# --- push-sum in a graph where agents do not hear as many as hear them
+
+UNEVEN = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.5, 0.5], [0.0, 1.0, 0.0]], dtype=torch.float64)
+LATER = torch.tensor([[0.2, 0.8, 0.0], [0.3, 0.3, 0.4], [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("fast", FAST.values(), ids=FAST)
+@pytest.mark.parametrize("tau", [1, 2])
+def test_push_sum_is_the_papers_loop_where_masses_differ(tau: int, fast: MakeFast) -> None:
+    problem = Problem(3, fast, decaying)
+    assert_follows(problem, sgp(Graph(UNEVEN), tau), reference.sgp(problem, UNEVEN, tau))
+
+
+def test_slowmo_over_push_sum_averages_what_has_mass() -> None:
+    """Breaks if the exact average took the mean of x / w, which is not the mean that push-sum keeps."""
+    problem = Problem(3, FAST["momentum"], decaying)
+    levels = slowmo_over(sgp(Graph(UNEVEN)), 4, 0.9, 0.6)
+    assert_follows(problem, levels, reference.sgp(problem, UNEVEN, slow=(4, 0.9, 0.6)))
+
+
+def test_push_sum_in_rounds_is_the_product_of_its_turns() -> None:
+    problem = Problem(3, FAST["momentum"], decaying)
+    levels = [Level(Every(2), PushSum(topology=Graph([UNEVEN.tolist(), LATER.tolist()]), rounds=2), Copy())]
+    assert_follows(problem, levels, reference.sgp(problem, UNEVEN @ LATER, tau=2))
 
 
 # --- any stack
@@ -243,6 +319,28 @@ def test_syncs_fall_after_exactly_tau_steps(tau: int) -> None:
 def test_tau_schedule_is_asked_at_each_sync() -> None:
     problem = Problem(2, steps=24)
     assert sync_steps(problem, local_sgd(Piecewise((1, 4, 6), (3, 10)))) == [1, 2, 3, 7, 11, 17, 23]
+
+
+@pytest.mark.parametrize("agents", [1, 2, 3])
+def test_qsr_is_the_papers_loop(agents: int) -> None:
+    """Breaks if tau is asked with the rate of the round before, or of another step."""
+    problem = Problem(agents, rate=decaying)
+    assert_follows(problem, local_sgd(QSR(3, 0.04)), reference.qsr(problem, 3, 0.04))
+    if agents > 1:
+        assert sync_steps(problem, local_sgd(QSR(3, 0.04))) == [3, 6, 9, 16]
+
+
+@pytest.mark.parametrize("agents", [1, 2, 3])
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_adacomm_is_the_papers_loop(agents: int, decay: float) -> None:
+    """Breaks if losses are lost or counted twice, or agents average them otherwise."""
+    problem = Problem(agents, steps=48)
+    levels = local_sgd(AdaComm(start=5, interval=7, decay=decay))
+    assert_follows(problem, levels, reference.adacomm(problem, 5, 7, decay))
+    if agents > 1:
+        rounds = [b - a for a, b in pairwise(sync_steps(problem, levels))]
+        assert rounds == sorted(rounds, reverse=True)
+        assert rounds[-1] < 5, "tau never moved"
 
 
 def test_alpha_and_beta_schedules_are_taken_at_the_step_of_the_sync() -> None:

@@ -18,11 +18,15 @@ from dist_lookahead import (
     Alone,
     DistributedLookahead,
     Every,
+    Exact,
+    Gossip,
     Level,
     Pull,
+    Quantised,
     diloco,
     distributed_lookahead,
     local_sgd,
+    overlapped_local_sgd,
     post_local_sgd,
     slowmo,
 )
@@ -49,6 +53,13 @@ SCENARIOS = {
     ),
     "nested": Scenario([Level(Every(1), Alone(), Pull(0.5)), *distributed_lookahead(3, 0.5)]),
     "bf16": Scenario(slowmo(3, 1.0, 0.6), {"dtype": torch.bfloat16}),
+    "late": Scenario(slowmo(3, 1.0, 0.6, delay=2)),
+    "late, sharded, below another": Scenario(
+        [*diloco(2, delay=1, shard=True), Level(Every(4, 3), Exact(), Pull(0.8, 0.5))], {"check_every": 1}
+    ),
+    "late, 8 bit, Adam": Scenario(overlapped_local_sgd(3, 2, codec=Quantised()), {"fast": "adam"}),
+    "late gossip": Scenario([Level(Every(2, 1), Gossip(rounds=2), Pull(0.8)), *local_sgd(6)]),
+    "late, bf16": Scenario(slowmo(3, 1.0, 0.6, delay=1), {"dtype": torch.bfloat16}),
 }
 IN_DOUBLE = [name for name, scenario in SCENARIOS.items() if "dtype" not in scenario.options]
 

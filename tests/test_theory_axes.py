@@ -57,6 +57,7 @@ class OnePeer:
 
     shard: bool = False
     communicates: bool = True
+    weighted: None = None
 
     def period(self, mesh: Mesh) -> int:
         return 2

@@ -97,7 +97,7 @@ def test_a_gossip_along_an_axis_stays_in_its_groups() -> None:
 
 UNEVEN = [[1.0, 0.5], [0.0, 0.5]]
 REFUSED = [
-    (lambda: Graph([[0.5, 0.5], [0.4, 0.5]]), r"columns of the weights sum to \[0.9, 1.0\]"),
+    (lambda: Gossip(topology=Graph([[0.5, 0.5], [0.4, 0.6]])), r"columns of the weights sum to \[0.9, 1.1\]"),
     (lambda: Graph([[0.5, 0.5]]), r"shape \(1, 2\); give a square matrix"),
     (lambda: Graph([[1.5, 0.0], [-0.5, 1.0]]), "at least 0, the least one is -0.5"),
     (lambda: Graph([EYE, [[1.0]]]), "of one size"),

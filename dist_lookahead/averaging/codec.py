@@ -35,16 +35,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 Rounding = Literal["nearest", "stochastic"]
-HalfPrecision = Literal["bf16", "fp16"]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Cast:
-    """Half precision: two bytes for each value, half of float32's.
+    """Numbers of fewer bytes: two for each value in half precision, half of float32's.
 
     Args:
         dtype: "bf16", 8 bits of precision with the range of float32, or "fp16", 11 bits for sizes from 6e-8 to 65504.
+            "fp32" halves float64 weights; float32 ones it sends as they are, which costs memory and saves nothing.
             Finite values beyond the range are sent as its end; what is missing goes to the residual.
         error_feedback: add what the code has lost to what is sent next time.
 
@@ -55,16 +56,16 @@ class Cast:
         tensor([[1., 1.]])
     """
 
-    dtype: HalfPrecision = "bf16"
+    dtype: Precision = "bf16"
     error_feedback: bool = True
 
     def __post_init__(self) -> None:
-        if self.dtype not in get_args(HalfPrecision):
-            raise ValueError(f"Cast.dtype={self.dtype!r} must be one of {', '.join(get_args(HalfPrecision))}")
+        if self.dtype not in get_args(Precision):
+            raise ValueError(f"Cast.dtype={self.dtype!r} must be one of {', '.join(get_args(Precision))}")
 
     def nbytes(self, length: int) -> int:
         """Return the bytes of a row of `length` values."""
-        return 2 * length
+        return _DTYPES[self.dtype].itemsize * length
 
     def encode(self, rows: Tensor, draw: tuple[int, ...] = ()) -> Tensor:
         """Return the code of rows (R, D), (R, nbytes(D)) uint8."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from dist_lookahead.averaging.mixer import Mixer, Own
 from dist_lookahead.averaging.reduction import AllReduced, Sharded, Split
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.mesh import Mesh
+
+Weighted = Literal["steps", "samples"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,13 @@ class Exact:
         codec: in what code values travel: `Cast`, `Quantised` or `TopK`; None for the weights as they are. Where a
             tensor is split among agents that are near or alike (a mesh), only what goes far is encoded. The level
             keeps slow weights to send differences from, with `Copy` too, and what the codes have lost.
+        weighted: mean = sum_i w_i x_i / sum_i w_i with the work of each agent in the round as w_i: its fast "steps",
+            or the "samples" that it says it has seen (`optimizer.report(samples=...)`); None for the plain mean. The
+            same weights of all give the plain mean, bit for bit; of samples, where they are those of the round before.
 
     Raises:
-        ValueError: for what is no codec, and for a codec of a sharded level.
+        ValueError: for what is no codec, for a codec of a sharded level, and for a codec or an unknown name beside or
+            as `weighted`.
 
     Example:
         >>> from dist_lookahead import Quantised
@@ -38,8 +45,18 @@ class Exact:
     axis: str = "world"
     shard: bool = False
     codec: Codec | None = None
+    weighted: Weighted | None = None
 
     def __post_init__(self) -> None:
+        if self.weighted not in (None, *get_args(Weighted)):
+            raise ValueError(
+                f"Exact.weighted={self.weighted!r} must be None, or one of {', '.join(get_args(Weighted))}"
+            )
+        if self.weighted and self.codec:
+            raise ValueError(
+                f"Exact(weighted={self.weighted!r}, codec={self.codec}): what a code has lost belongs to the weight of "
+                "its own round, and would be sent with that of the next one; leave one of the two out"
+            )
         if not isinstance(self.codec, Codec | None):
             raise ValueError(f"Exact.codec={self.codec!r} must be None, or one of Cast(), Quantised(), TopK(fraction)")
         if self.codec and self.shard:
@@ -59,6 +76,8 @@ class Exact:
 
     def weights(self, mesh: Mesh, turn: int = 0) -> Tensor:
         """Return the averaging weights W (n, n), float64: 1 / m among the m agents of a group along the axis.
+
+        A weighted mean has those of agents that do the same work: how much they will do is not known beforehand.
 
         Example:
             >>> Exact("local").weights(Mesh((2, 2), ("node", "local")))[0]
@@ -86,6 +105,11 @@ class Exact:
         own = mesh.axes(self.axis)
         differing = [name for name in own if name not in alike and sizes[name] > 1]
         sharing = [name for name in alike if sizes[name] > 1 and (differing or name in own)]
+        if self.weighted and (sharing or not differing):
+            raise ValueError(
+                f"Exact(weighted={self.weighted!r}) along {self.axis!r}: agents along {', '.join(sharing)} hold the "
+                "same weights before this sync, which have no one agent's work in them; weight the level below alone"
+            )
         return self._over(differing, sharing, communicator) if differing or self.shard else Own(group)
 
     def _over(

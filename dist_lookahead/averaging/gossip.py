@@ -14,27 +14,8 @@ from dist_lookahead.mesh import Mesh
 
 
 @dataclass(frozen=True)
-class Gossip:
-    """Weighted means over the neighbours in a graph: x_j <- sum_i W_ij x_i, with rows and columns of W that sum to 1.
-
-    The mean over all agents stays where it is, and their distance from it shrinks (`theory.spectral_gap`), but they do
-    not hold the same weights afterwards. Fast weights are averaged, never displacements: each agent's slow weights are
-    its own. No mail travels: a signal, or an agent that is at another step, is noticed by levels that average exactly.
-
-    Args:
-        axis: mesh axis along which agents are neighbours; "world" is all agents.
-        topology: the graph.
-        rounds: R >= 1, so many exchanges one after the other: W^R, or the next R turns of a graph that changes.
-
-    Raises:
-        ValueError: for a graph whose rows do not sum to 1: the mean would move.
-
-    Example:
-        >>> Gossip(rounds=2)
-        Gossip(axis='world', topology=Ring(), rounds=2)
-
-    Reference: arXiv 1705.09056.
-    """
+class OnGraph:
+    """An average over the neighbours in a graph: what `Gossip` and `PushSum` have in common."""
 
     axis: str = "world"
     topology: Topology = RING
@@ -42,10 +23,18 @@ class Gossip:
 
     def __post_init__(self) -> None:
         if not isinstance(self.rounds, int) or self.rounds < 1:
-            raise ValueError(f"Gossip.rounds={self.rounds!r} must be a whole number of exchanges, at least 1")
+            name = type(self).__name__
+            raise ValueError(f"{name}.rounds={self.rounds!r} must be a whole number of exchanges, at least 1")
         if isinstance(self.topology, Graph):
-            weights = torch.tensor(self.topology.weights_of_turns, dtype=torch.float64)
-            require_sums("rows", weights.sum(dim=2), "else a gossip moves the mean over the agents")
+            self.check_sums(torch.tensor(self.topology.weights_of_turns, dtype=torch.float64))
+
+    def check_sums(self, weights: Tensor) -> None:
+        """Refuse weights (.., n, n) of a user's graph that move the mean over the agents.
+
+        Raises:
+            ValueError: with the sums.
+        """
+        require_sums("rows", weights.sum(dim=-1), "else a gossip moves the mean over the agents")
 
     @property
     def communicates(self) -> bool:
@@ -56,6 +45,11 @@ class Gossip:
     def shard(self) -> bool:
         """Whether the slow state is split over the agents."""
         return False
+
+    @property
+    def weighted(self) -> None:
+        """What agents are weighted by: the graph, never their work."""
+        return None
 
     def period(self, mesh: Mesh) -> int:
         """Return the number of different turns."""
@@ -89,6 +83,40 @@ class Gossip:
     def _own_weights(self, agents: int, turn: int) -> Tensor:
         first, *others = (self.topology.weights(agents, turn * self.rounds + r) for r in range(self.rounds))
         return torch.linalg.multi_dot([first, *others]) if others else first
+
+
+@dataclass(frozen=True)
+class Gossip(OnGraph):
+    """Weighted means over the neighbours in a graph: x_j <- sum_i W_ij x_i, with rows and columns of W that sum to 1.
+
+    The mean over all agents stays where it is, and their distance from it shrinks (`theory.spectral_gap`), but they do
+    not hold the same weights afterwards. Fast weights are averaged, never displacements: each agent's slow weights are
+    its own. No mail travels: a signal, or an agent that is at another step, is noticed by levels that average exactly.
+
+    Args:
+        axis: mesh axis along which agents are neighbours; "world" is all agents.
+        topology: the graph.
+        rounds: R >= 1, so many exchanges one after the other: W^R, or the next R turns of a graph that changes.
+
+    Raises:
+        ValueError: for a graph whose rows or columns do not sum to 1: the mean would move, or would be none.
+
+    Example:
+        >>> Gossip(rounds=2)
+        Gossip(axis='world', topology=Ring(), rounds=2)
+
+    Reference: arXiv 1705.09056.
+    """
+
+    def check_sums(self, weights: Tensor) -> None:
+        """Refuse weights (.., n, n) that are not doubly stochastic.
+
+        Raises:
+            ValueError: with the sums.
+        """
+        super().check_sums(weights)
+        reason = "what an agent takes from each is a weighted mean; PushSum divides by what does not sum to 1"
+        require_sums("columns", weights.sum(dim=-2), reason)
 
 
 @dataclass(frozen=True)
@@ -146,6 +174,10 @@ class Gossiping:
         """Leave the mean over the neighbours in the tensors."""
         for exchange in range(turn * self._rounds, (turn + 1) * self._rounds):
             yield from self._exchange(tensors, self._turns[exchange % len(self._turns)])
+
+    def phases(self, tensors: int) -> list[int]:
+        """Return one exchange a round."""
+        return [1] * self._rounds
 
     def distribute(self, tensors: Sequence[Tensor]) -> Pending:
         """Nothing is left to be distributed."""

@@ -98,6 +98,14 @@ class Mixer(Protocol):
         """
         ...
 
+    def phases(self, tensors: int) -> list[int]:
+        """Return of how many works `collect` waits in each phase, before it starts the next one.
+
+        Args:
+            tensors: number of tensors to collect.
+        """
+        ...
+
     def distribute(self, tensors: Sequence[Tensor]) -> Pending:
         """Bring each owner's part to everybody."""
         ...
@@ -121,6 +129,11 @@ class Alone:
     def shard(self) -> bool:
         """Whether the slow state is split over the agents."""
         return False
+
+    @property
+    def weighted(self) -> None:
+        """What agents are weighted by: nothing."""
+        return None
 
     def period(self, mesh: Mesh) -> int:
         """Return the number of different turns."""
@@ -167,6 +180,10 @@ class Own:
     def collect(self, tensors: Sequence[Tensor], turn: int, memory: Sequence[Memory]) -> Pending:
         """Nothing is to be collected."""
         yield from ()
+
+    def phases(self, tensors: int) -> list[int]:
+        """Return none: nothing is waited for."""
+        return []
 
     def distribute(self, tensors: Sequence[Tensor]) -> Pending:
         """Nothing is to be distributed."""

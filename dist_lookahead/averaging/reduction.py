@@ -38,6 +38,10 @@ class AllReduced:
         """Sum the tensors over the agents, in place."""
         yield from [self._across.all_reduce(tensor) for tensor in tensors]
 
+    def phases(self, tensors: int) -> list[int]:
+        """Return the one phase of all sums."""
+        return [tensors]
+
     def distribute(self, tensors: Sequence[Tensor]) -> Pending:
         """Nothing is left to be distributed."""
         yield from ()
@@ -71,6 +75,10 @@ class Sharded:
     def collect(self, tensors: Sequence[Tensor], turn: int, memory: Sequence[Memory]) -> Pending:
         """Sum the own parts over the agents, in place."""
         yield from [self._across.reduce_scatter(tensor[self.owned(tensor.numel())], tensor) for tensor in tensors]
+
+    def phases(self, tensors: int) -> list[int]:
+        """Return the one phase of all sums."""
+        return [tensors]
 
     def distribute(self, tensors: Sequence[Tensor]) -> Pending:
         """Bring each agent's part to everybody."""
@@ -124,6 +132,11 @@ class Split:
         yield from self._far.collect(parts, turn, far)
         if self.shards == 1:
             yield from self._gather(tensors)
+
+    def phases(self, tensors: int) -> list[int]:
+        """Return the sum over near agents that differ, the far mixer's phases, and the parts on their way back."""
+        near, back = [tensors] * (not self._alike), [tensors] * (self.shards == 1)
+        return [*near, *self._far.phases(tensors), *back]
 
     def distribute(self, tensors: Sequence[Tensor]) -> Pending:
         """Bring each owner's part to everybody."""

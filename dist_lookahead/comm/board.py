@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_lookahead.comm.communicator import Letter, Pending, Work
+from dist_lookahead.comm.communicator import REST, Letter, Pending, Work
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Board:
         if len(self.parked) == self.size:
             generators = [self.parked[r] for r in range(self.size)]
             self.parked.clear()
-            _lockstep(generators)
+            self.parked.update((rank, generators[rank]) for rank in _lockstep(generators))
 
     def post(self, number: int, rank: int, post: Post | Letters) -> None:
         """Hold an agent's part in operation `number`."""
@@ -74,12 +74,14 @@ class Board:
         _COLLECTIVES[ordered[0].kind](ordered)
 
 
-def _lockstep(generators: list[Pending]) -> None:
+def _lockstep(generators: list[Pending]) -> list[int]:
+    """Drive all agents to their ends, or to a rest where the others are at theirs; return who rests."""
     while True:
         works = _advance(generators)
         finished = [rank for rank, work in enumerate(works) if work is None]
-        if len(finished) == len(works):
-            return
+        resting = [rank for rank, work in enumerate(works) if work is REST]
+        if finished and len(finished) + len(resting) == len(works):
+            return resting
         if finished:
             raise RuntimeError(
                 f"simulated agents {finished} have nothing more to communicate where the others wait for them: "

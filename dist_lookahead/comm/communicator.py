@@ -21,6 +21,18 @@ class Work(Protocol):
         ...
 
 
+class Rest:
+    """No collective, but a place where agents may part: one that has more to communicate than others goes on here.
+
+    A real process goes on at once. A simulated one waits here until all agents communicate again.
+    """
+
+    def wait(self) -> object:
+        """Nothing is under way."""
+        return None
+
+
+REST = Rest()
 Pending = Generator[Work, None, None]
 Letter = tuple[int, Tensor]  # to or from an agent of the group, by its number there
 

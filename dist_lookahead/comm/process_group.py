@@ -54,19 +54,16 @@ class ProcessGroupCommunicator:
 
     Args:
         mesh: of all processes, a description or torch's own; None for `mesh_of_nodes`.
-        axis: along which its group lies.
-        world: this process's end of the group of all, for a smaller one.
+
+    Attributes:
+        members: of the group, by their numbers in the world.
+        ranks: of the world's agents among all processes.
 
     Raises:
         ValueError: without a process group, and for a mesh of another size or order of ranks.
     """
 
-    def __init__(
-        self,
-        mesh: Mesh | DeviceMesh | None = None,
-        axis: str = WORLD,
-        world: "ProcessGroupCommunicator | None" = None,
-    ) -> None:
+    def __init__(self, mesh: Mesh | DeviceMesh | None = None) -> None:
         if not dist.is_initialized():
             raise ValueError("no process group: call torch.distributed.init_process_group first, or use torchrun")
         self.mesh = _described(mesh) if isinstance(mesh, DeviceMesh) else mesh or mesh_of_nodes()
@@ -75,15 +72,21 @@ class ProcessGroupCommunicator:
                 f"{self.mesh} has {self.mesh.size} agents, and there are {dist.get_world_size()} processes"
             )
         self._torch_mesh = mesh if isinstance(mesh, DeviceMesh) else None
-        self._axis, self._world = axis, world or self
+        self._whole: ProcessGroupCommunicator | None = None
+        self.ranks = tuple(range(self.mesh.size))
+        self._settle(WORLD, None, dist.group.WORLD)
+        self._generation = self._agree_on_generation()
+
+    def _settle(self, axis: str, world: "ProcessGroupCommunicator | None", group: Any) -> None:
+        """Become this process's end of a group of the world."""
+        self._axis, self._world, self.process_group = axis, world or self, group
         self._axes: dict[str, ProcessGroupCommunicator] = {axis: self}
-        self.members = self.mesh.group(axis, dist.get_rank())
-        self.rank, self.size = self.members.index(dist.get_rank()), len(self.members)
-        self.process_group = self._torch_mesh.get_group(axis) if world and self._torch_mesh else dist.group.WORLD
+        own = self.ranks.index(dist.get_rank())
+        self.members = self.mesh.group(axis, own)
+        self.rank, self.size = self.members.index(own), len(self.members)
         self.bytes_sent = 0
         self.bytes_along: dict[str, int] = {}
         self.seconds_syncing = 0.0
-        self._generation = self._agree_on_generation() if world is None else 0
 
     def axis(self, name: str) -> "ProcessGroupCommunicator":
         """Return this process's end of its group along an axis; all processes ask for the same axes in turn."""
@@ -91,11 +94,38 @@ class ProcessGroupCommunicator:
         if len(self.mesh.group(name, 0)) == world.size:  # refuses an axis that is not there before anybody waits
             return world
         if name not in world._axes:
-            if world._torch_mesh is None:
-                device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-                world._torch_mesh = init_device_mesh(device, self.mesh.shape, mesh_dim_names=self.mesh.names)
-            world._axes[name] = ProcessGroupCommunicator(world._torch_mesh, name, world)
+            world._axes[name] = world._twin()
+            world._axes[name]._settle(name, world, world.torch_mesh.get_group(name))
         return world._axes[name]
+
+    def without(self, name: str) -> "ProcessGroupCommunicator":
+        """Return a world of the processes with this one's place along an axis; all processes ask for it.
+
+        Where an agent's weights are split along the axis, they are those that hold the same part of other agents'.
+        """
+        rest = {axis: size for axis, size in zip(self.mesh.names, self.mesh.shape, strict=True) if axis != name}
+        worlds = [self.mesh.group(tuple(rest), place) for place in self.mesh.group(name, 0)]
+        own = next(number for number, ranks in enumerate(worlds) if dist.get_rank() in ranks)
+        other = self._world._twin()
+        other._torch_mesh = self._world.torch_mesh
+        other._whole, other.ranks = self._world, worlds[own]
+        other.mesh = Mesh(tuple(rest.values()), tuple(rest)) if rest else Mesh((1,))
+        groups = [dist.new_group(list(ranks)) for ranks in worlds]  # by all processes, also those that are not in it
+        other._settle(other.mesh.names[0] if len(rest) == 1 else WORLD, None, groups[own])
+        return other
+
+    def _twin(self) -> "ProcessGroupCommunicator":
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    @property
+    def torch_mesh(self) -> DeviceMesh:
+        """Torch's mesh of all processes, which has a group for each axis; all processes ask for it."""
+        if self._torch_mesh is None:
+            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+            self._torch_mesh = init_device_mesh(device, self.mesh.shape, mesh_dim_names=self.mesh.names)
+        return self._torch_mesh
 
     def all_reduce(self, tensor: Tensor) -> Work:
         """Start to sum `tensor` over the processes, in place."""
@@ -127,7 +157,7 @@ class ProcessGroupCommunicator:
 
     def broadcast(self, tensor: Tensor) -> Work:
         """Start to overwrite `tensor` with that of the group's first process."""
-        first = self.members[0]
+        first = self.ranks[self.members[0]]
         return self._start(
             "broadcast", tensor, lambda: dist.broadcast(tensor, first, group=self.process_group, async_op=True)
         )
@@ -140,7 +170,8 @@ class ProcessGroupCommunicator:
         """Start to send tensors to single processes, and to receive others from single processes."""
         letters = [(dist.isend, letter) for letter in sends] + [(dist.irecv, letter) for letter in receives]
         operations = [
-            dist.P2POp(way, tensor, self.members[peer], group=self.process_group) for way, (peer, tensor) in letters
+            dist.P2POp(way, tensor, self.ranks[self.members[peer]], group=self.process_group)
+            for way, (peer, tensor) in letters
         ]
         start = dist.batch_isend_irecv if operations else list  # which refuses to send nothing
         return self._begin(letter_bytes(sends), lambda: _Together(start(operations)), everybody=False)
@@ -153,13 +184,14 @@ class ProcessGroupCommunicator:
             while work is not None:
                 work = self._advance(pending, work)
         finally:
-            self._world.seconds_syncing += time.perf_counter() - start
+            for world in filter(None, (self._world, self._world._whole)):
+                world.seconds_syncing += time.perf_counter() - start
 
     def absent_ranks(self) -> tuple[int, ...]:
         """After a failure: sign in at the rendezvous store; return the group's ranks that do not, () if unknown."""
         try:
             store = dist.distributed_c10d._get_default_store()
-            prefix = f"dist_lookahead/{self._world._generation}/failed"
+            prefix = f"dist_lookahead/{self._world._generation}/failed of {'-'.join(map(str, self.ranks))}"
             store.set(f"{prefix}/{self._world.rank}", "1")
             deadline = time.monotonic() + ROLL_CALL_SECONDS
             absent = self.members
@@ -197,6 +229,8 @@ class ProcessGroupCommunicator:
     def _count(self, axis: str, nbytes: int) -> None:
         self.bytes_sent += nbytes
         self.bytes_along[axis] = self.bytes_along.get(axis, 0) + nbytes
+        if self._whole:
+            self._whole._count(axis, nbytes)
 
     def _agree_on_generation(self) -> int:
         # The store may outlive a restart of the workers, so that yesterday's roll call must not count today.

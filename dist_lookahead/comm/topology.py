@@ -1,8 +1,9 @@
 """Topologies: who hears whom in a gossip, pure descriptions without tensors of weights or process groups.
 
-A topology has averaging weights W for n agents: agent j's average is sum_i W_ij x_i, so that column j is what agent j
-takes from each, and the columns sum to 1. Where the rows sum to 1 as well (W is doubly stochastic), the mean over the
-agents stays where it is. A topology that changes has another W in each of `period(n)` turns, and then begins again.
+A topology has averaging weights W for n agents: agent j gets sum_i W_ij x_i, so that row i is how agent i splits its
+weights, and column j is what agent j takes from each. Where rows sum to 1, the mean over the agents stays where it is;
+where columns sum to 1 as well (W is doubly stochastic), each agent gets a weighted mean. All named topologies are such.
+One that changes has another W in each of `period(n)` turns, and then begins again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -151,8 +152,8 @@ class Graph:
             tensor.
 
     Raises:
-        ValueError: for matrices that are not square or not of one size, with numbers below 0, or with columns that do
-            not sum to 1.
+        ValueError: for matrices that are not square or not of one size, or with numbers below 0. What rows and columns
+            must sum to is for `Gossip` or `PushSum` to say.
 
     Example:
         >>> Graph([[0.75, 0.25], [0.25, 0.75]]).weights(2)
@@ -174,7 +175,6 @@ class Graph:
             raise ValueError(f"Graph: weights of shape {given}; give a square matrix (n, n), or p of them (p, n, n)")
         if not bool((weights >= 0).all()):
             raise ValueError(f"Graph: weights must be at least 0, the least one is {weights.min().item()}")
-        require_sums("columns", weights.sum(dim=1), "what an agent takes from each is a weighted mean")
         object.__setattr__(self, "weights_of_turns", _as_tuples(weights.tolist()))
 
     def period(self, agents: int) -> int:

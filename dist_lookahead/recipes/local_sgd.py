@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dist_lookahead.adaptive import Tau
 from dist_lookahead.averaging.codec import Codec
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.level import Every, FastBuffers, Level
@@ -9,7 +10,7 @@ from dist_lookahead.move import Copy
 from dist_lookahead.schedule import Piecewise, Scheduled
 
 
-def local_sgd(tau: Scheduled = 8, *, codec: Codec | None = None, fast_buffers: FastBuffers = "keep") -> list[Level]:
+def local_sgd(tau: Tau = 8, *, codec: Codec | None = None, fast_buffers: FastBuffers = "keep") -> list[Level]:
     """Local SGD (parallel SGD with periodic averaging): every tau steps x_i <- mean_j x_j.
 
     Args:
@@ -26,6 +27,39 @@ def local_sgd(tau: Scheduled = 8, *, codec: Codec | None = None, fast_buffers: F
     Reference: arXiv 1805.09767.
     """
     return [Level(Every(tau), Exact(codec=codec), Copy(), fast_buffers)]
+
+
+def overlapped_local_sgd(
+    tau: Scheduled = 8, delay: int = 4, *, codec: Codec | None = None, fast_buffers: FastBuffers = "keep"
+) -> list[Level]:
+    """Local SGD whose averages travel while the agents train, with the progress made meanwhile kept.
+
+    Every tau steps q_i = x_i, and delay steps later x_i <- x_i + (mean_j q_j - q_i). That is CoCoD-SGD's rule, whose
+    averages take a whole round, delay = tau. It is not Overlap-Local-SGD (arXiv 2002.09539), which pulls the agents
+    toward an anchor, so that they keep a part of their distance from it.
+
+    Args:
+        tau: fast steps from where one average begins to where the next one does, >= 2.
+        delay: fast steps from where an average begins to where it lands, 1 <= delay < tau.
+        codec: in what code values travel: None, `Cast`, `Quantised` or `TopK`.
+        fast_buffers: "keep", or "reset" where an average lands.
+
+    Raises:
+        ValueError: for delay=0, which is `local_sgd`.
+
+    Defaults: tau as in `local_sgd`, and half of it for the average; right is what the average takes on your link.
+
+    Example:
+        >>> overlapped_local_sgd(tau=8, delay=3)[0].when
+        Every(tau=8, delay=3)
+
+    Reference: arXiv 1906.12043, Algorithm 1.
+    """
+    if not delay:
+        raise ValueError(
+            f"overlapped_local_sgd(delay={delay}) overlaps nothing: use local_sgd, or a delay of at least 1"
+        )
+    return [Level(Every(tau, delay), Exact(codec=codec), Copy(), fast_buffers)]
 
 
 def post_local_sgd(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dist_lookahead.adaptive import Tau
 from dist_lookahead.averaging.codec import Codec
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
@@ -10,7 +11,7 @@ from dist_lookahead.move import Alpha, Pull
 from dist_lookahead.schedule import Scheduled
 
 
-def lookahead(tau: Scheduled = 5, alpha: Alpha = 0.5, *, fast_buffers: FastBuffers = "keep") -> list[Level]:
+def lookahead(tau: Tau = 5, alpha: Alpha = 0.5, *, fast_buffers: FastBuffers = "keep") -> list[Level]:
     """Lookahead: k steps forward, 1 step back, each agent for itself.
 
     Every tau steps: z <- z + alpha (x - z), x <- z.
@@ -65,7 +66,7 @@ def multilayer_lookahead(
 
 
 def distributed_lookahead(
-    tau: Scheduled = 5,
+    tau: Tau = 5,
     alpha: Alpha = 0.5,
     *,
     shard: bool = False,
@@ -88,8 +89,30 @@ def distributed_lookahead(
 
     Example:
         >>> distributed_lookahead(tau=5, alpha=0.5)[0].mix
-        Exact(axis='world', shard=False, codec=None)
+        Exact(axis='world', shard=False, codec=None, weighted=None)
 
     Reference: Wang, Tantia, Ballas and Rabbat, ICASSP 2020, eq. 4 for two agents.
     """
     return [Level(Every(tau), Exact(shard=shard, codec=codec), Pull(alpha), fast_buffers)]
+
+
+def polyak(alpha: Scheduled = 0.001, tau: Tau = 1) -> list[Level]:
+    """Polyak averaging: the slow weights are a running mean of the fast ones, which never come back to them.
+
+    Every tau steps: z <- z + alpha (x - z), each agent for itself. A baseline for what pulling back does: train with
+    the fast weights, evaluate and keep the slow ones.
+
+    Args:
+        alpha: weight of the present weights, > 0; 1 - alpha is the decay of an exponential moving average. A schedule
+            that is 1 / k after k averages gives all of them equal weights.
+        tau: fast steps from one average to the next, >= 1.
+
+    Defaults: choices of ours.
+
+    Example:
+        >>> polyak(alpha=0.01)[0].local_share
+        1.0
+
+    Reference: Polyak and Juditsky, SIAM J. Control Optim. 30 (1992); arXiv 1907.08610, section 2 (compared with).
+    """
+    return [Level(Every(tau), Alone(), Pull(alpha), local_share=1.0)]

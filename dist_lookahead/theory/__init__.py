@@ -1,5 +1,6 @@
 """What a stack of levels will do, computed from its description: no tensors of a model, no processes.
 
+cells               the stacks that levels over parts of the parameters are
 mixing              P_k, its spectrum, the weights of y = X a, the effective learning rate
 bounds              the convergence bound's three terms and its conditions
 alpha               the slow step size that is best for the bound, or along one round
@@ -14,6 +15,7 @@ from dist_lookahead.theory import closed_forms
 from dist_lookahead.theory.alpha import beats_sgd, floor, line_alpha, optimal_alpha, proposition_1_alpha, secant_alpha
 from dist_lookahead.theory.bounds import Bound, Condition, admissible_lr, bound
 from dist_lookahead.theory.calendar import Firing, firings
+from dist_lookahead.theory.cells import cell_stacks
 from dist_lookahead.theory.consensus import consensus_distance, spectral_gap
 from dist_lookahead.theory.games import bilinear_contraction
 from dist_lookahead.theory.growth import stability_limit
@@ -38,6 +40,7 @@ __all__ = [
     "beats_sgd",
     "bilinear_contraction",
     "bound",
+    "cell_stacks",
     "closed_forms",
     "columns",
     "consensus_distance",

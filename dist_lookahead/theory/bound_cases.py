@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import mul
 
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import OnGraph
 from dist_lookahead.averaging.mixer import Alone
-from dist_lookahead.level import Level, check_levels
+from dist_lookahead.level import Level
+from dist_lookahead.theory.modelled import modelled
 
 COVERED = (
     "Bounds are known for one level Every(tau) with Copy() or Pull(alpha), for one level with heavy-ball slow momentum "
@@ -72,7 +73,7 @@ def case_of(levels: Sequence[Level], agents: int) -> Case:
     """
     if agents < 1:
         raise ValueError(f"agents={agents} must be at least 1")
-    stack = list(check_levels(levels))
+    stack = list(modelled(levels))
     for index, level in enumerate(stack):
         if reason := _why_not(level, agents, nested=len(stack) > 1):
             raise ValueError(f"levels[{index}] has no bound here: {reason}. {COVERED}")
@@ -94,7 +95,7 @@ def _why_not(level: Level, agents: int, *, nested: bool) -> str | None:
         return f"slow momentum beta={settings['beta']} in a stack of several levels"
     if isinstance(mix, Alone):
         return f"mix=Alone() with agents={agents}: its slow weights differ between agents" if agents > 1 else None
-    if isinstance(mix, Gossip) and agents > 1:
+    if isinstance(mix, OnGraph) and agents > 1:
         return f"mix={mix}: its agents do not hold their mean"
     return f"it averages along axis={mix.axis!r}, over part of the agents" if mix.axis != "world" else None
 

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
-from dist_lookahead.level import Level, check_levels
+from dist_lookahead.adaptive import Adaptive, Facts
+from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh
+from dist_lookahead.theory.modelled import modelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +37,24 @@ def syncs(levels: Sequence[Level], steps: int, *, rates: Sequence[float] | None 
     Args:
         levels: innermost first.
         steps: number of fast steps.
-        rates: fast learning rates of the steps, at least `steps` of them; None for a constant one.
+        rates: fast learning rates of the steps, at least `steps` of them; None for a constant one. tau=QSR is found
+            from them.
+
+    Raises:
+        ValueError: for fewer rates, for tau=QSR without any, and for a tau that depends on the loss.
 
     Example:
-        >>> from dist_lookahead import multilayer_lookahead
+        >>> from dist_lookahead import QSR, local_sgd, multilayer_lookahead
+        >>> rates = [0.1] * 4 + [0.05] * 12
+        >>> [fired[0].step for fired in syncs(local_sgd(tau=QSR(base=2, coefficient=0.1)), steps=16, rates=rates)]
+        [2, 4, 8, 12, 16]
         >>> [[(f.index, f.step) for f in fired] for fired in syncs(multilayer_lookahead(taus=(500, 2)), steps=1000)]
         [[(0, 500)], [(0, 1000), (1, 1000)]]
     """
-    levels = check_levels(levels)
+    levels = modelled(levels)
     if rates is not None and len(rates) < steps:
         raise ValueError(f"rates has {len(rates)} learning rates for {steps} fast steps: give one for each step")
-    due = [level.when.after(0) for level in levels]
+    due = [_after(index, level, 0, rates) for index, level in enumerate(levels)]
     previous, turns = [0.0] * len(levels), [0] * len(levels)
     while (step := due[0]) <= steps:
         fired = []
@@ -56,8 +65,29 @@ def syncs(levels: Sequence[Level], steps: int, *, rates: Sequence[float] | None 
             fired.append(Firing(index, step, gamma / (previous[index] or gamma or 1.0), turns[index]))
             previous[index] = gamma or previous[index]
             turns[index] += 1
-            due[index] = level.when.after(step)
+            due[index] = _after(index, level, step, rates)
         yield tuple(fired)
+
+
+def _after(index: int, level: Level, step: int, rates: Sequence[float] | None) -> int:
+    """The fast step at which the round that begins after `step` ends."""
+    tau = level.when.tau
+    if isinstance(tau, int | float) or not isinstance(tau, Adaptive):
+        return level.when.after(step)
+    if tau.hears != "lr":
+        facts = {"loss": "losses of the run", "speed": "speeds of the agents"}[tau.hears]
+        raise ValueError(
+            f"levels[{index}].tau={tau} depends on the {facts}, which nobody knows beforehand: give a number "
+            "or a schedule of the step"
+        )
+    if rates is None:
+        raise ValueError(
+            f"levels[{index}].tau={tau} depends on the learning rates of the run, and none are given: give rates, or a "
+            "number or a schedule of the step for tau"
+        )
+    if step >= len(rates):
+        return step + 1  # beyond the end
+    return step + tau.next_round(Facts(step, rates[step]), ())[0]
 
 
 def firings(

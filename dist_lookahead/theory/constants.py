@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dist_lookahead.adaptive import Adaptive
 from dist_lookahead.level import Level
 from dist_lookahead.optimal import Optimal
 
@@ -25,11 +26,17 @@ def require_constants(levels: Sequence[Level], names: Sequence[str], otherwise: 
     for index, level in enumerate(levels):
         for name, value in _settings(level):
             if name in names and not isinstance(value, int | float):
-                example = value.low if isinstance(value, Optimal) else value(0)
+                example = _example(value)
                 raise ValueError(
                     f"levels[{index}].{name}={value} changes during the run, so that {otherwise}: give a number, such "
                     f"as {example}"
                 )
+
+
+def _example(value: Any) -> float:
+    if isinstance(value, Optimal):
+        return value.low
+    return value.first if isinstance(value, Adaptive) else value(0)
 
 
 def _settings(level: Level) -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Literal
 from dist_lookahead.level import Every, Level
 from dist_lookahead.move import Move, Pull
 from dist_lookahead.optimal import Optimal
+from dist_lookahead.theory.modelled import modelled
 
 End = Literal["low", "high"]
 
@@ -14,6 +15,7 @@ End = Literal["low", "high"]
 def frozen(levels: Sequence[Level], step: int = 0, *, end: End = "high") -> list[Level]:
     """Return the levels with numbers for all tau, alpha and beta: those of the first round after `step`, and its sync.
 
+    Of an adaptive tau that is the length to begin with: QSR's `base`, which is the shortest, and AdaComm's `start`.
     A tau that is not a multiple of the tau below it is rounded up to one, as the level waits for the level below.
 
     Args:
@@ -22,7 +24,7 @@ def frozen(levels: Sequence[Level], step: int = 0, *, end: End = "high") -> list
         end: which end of its interval an alpha takes that is measured at each sync.
 
     Raises:
-        ValueError: for a value out of range.
+        ValueError: for a value out of range, and for a stack that is not modelled.
 
     Example:
         >>> from dist_lookahead import Linear, Piecewise, slowmo
@@ -31,7 +33,7 @@ def frozen(levels: Sequence[Level], step: int = 0, *, end: End = "high") -> list
         (Every(tau=1), Pull(alpha=1.0, beta=0.45, nesterov=False, follow_lr=True))
     """
     stopped, below = [], 1
-    for level in levels:
+    for level in modelled(levels):
         below *= -(-(level.when.after(step) - step) // below)
         stopped.append(replace(level, when=Every(below), move=_frozen_move(level.move, step + below, end)))
     return stopped

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
-from dist_lookahead.level import Every, Level, check_levels
+from dist_lookahead.level import Every, Level
 from dist_lookahead.mesh import Mesh, as_mesh
 from dist_lookahead.theory.calendar import cycle
 from dist_lookahead.theory.constants import require_constants
 from dist_lookahead.theory.linear_recursion import Quadratics, round_map, spectral_radius
+from dist_lookahead.theory.modelled import modelled
 
 GRID = torch.logspace(-4, 0.6, 300, dtype=torch.float64)  # learning rate x curvature from 1e-4 to 4
 GROWS = 1 + 1e-9
@@ -47,7 +48,7 @@ def stability_limit(
         >>> round(stability_limit(lookahead(tau=5, alpha=0.5)), 4)
         2.2457
     """
-    require_constants(check_levels(levels), ("tau", "alpha", "beta"), "no round repeats itself")
+    require_constants(modelled(levels), ("tau", "alpha", "beta"), "no round repeats itself")
     mesh = smallest_mesh(levels, agents)
     return first_growth(partial(grows, levels, mesh=mesh, momentum=momentum, nesterov=nesterov))
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dist_lookahead.level import Level, check_levels
+from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh, as_mesh
+from dist_lookahead.theory.modelled import modelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ def layout_of(levels: Sequence[Level], agents: int | Mesh) -> Layout:
         agents: n >= 1, or a mesh of agents.
 
     Raises:
-        ValueError: for a stack that does not fit together, and an axis that the mesh does not have.
+        ValueError: for a stack that does not fit together, levels over parts of the parameters, and an axis that the
+            mesh does not have.
 
     Example:
         >>> from dist_lookahead import Every, Exact, Pull
@@ -85,7 +87,7 @@ def layout_of(levels: Sequence[Level], agents: int | Mesh) -> Layout:
         >>> layout_of(levels, Mesh((2, 2), ("node", "local"))).names
         ('x0', 'x1', 'x2', 'x3', 'z0@0,1', 'z0@2,3', 'z1')
     """
-    levels, mesh = check_levels(levels), as_mesh(agents)
+    levels, mesh = modelled(levels), as_mesh(agents)
     averages = tuple(_averages(index, level, mesh) for index, level in enumerate(levels))
     names, places = [f"x{agent}" for agent in range(mesh.size)], []
     for index, (level, holders) in enumerate(zip(levels, _partitions(averages, mesh.size), strict=True)):

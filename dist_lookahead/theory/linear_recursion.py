@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dist_lookahead.averaging.push_sum import PushSum
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.theory.calendar import Firing, firings, syncs
@@ -82,7 +83,7 @@ class FastStep:
 
 def at_rest(levels: Sequence[Level], quadratics: Quadratics, start: Tensor) -> Moments:
     """Return the moments before the first step: all weights at `start` (d,), no momentum, no doubt."""
-    layout = layout_of(levels, quadratics.mesh)
+    layout = _layout(levels, quadratics.mesh)
     weights, size = layout.mask(), _size(layout, quadratics)
     mean = torch.zeros(len(start), size, dtype=torch.float64)
     mean[:, : len(weights)] = start[:, None] * weights
@@ -108,7 +109,7 @@ def unroll(
 
 def round_map(levels: Sequence[Level], quadratics: Quadratics, lr: float, steps: int) -> Tensor:
     """Return the linear map of the state over the first `steps` fast steps, (d, S', S')."""
-    layout = layout_of(levels, quadratics.mesh)
+    layout = _layout(levels, quadratics.mesh)
     F = _fast_step(quadratics, _size(layout, quadratics), lr).F
     whole, last = torch.eye(F.shape[-1], dtype=torch.float64).expand_as(F), 0
     for fired in syncs(levels, steps):
@@ -148,6 +149,16 @@ def fixed_point(whole: Tensor, fresh: Moments) -> Moments:
     return Moments(mean=mean, covariance=covariance)
 
 
+def _layout(levels: Sequence[Level], mesh: Mesh) -> Layout:
+    for index, level in enumerate(levels):
+        if isinstance(level.mix, PushSum) and level.mix.is_biased(mesh):
+            raise ValueError(
+                f"levels[{index}].mix={level.mix}: gradients at x / w make another recursion in each round, and there "
+                "is no prediction for it; graphs with doubly stochastic weights have w = 1"
+            )
+    return layout_of(levels, mesh)
+
+
 def _size(layout: Layout, quadratics: Quadratics) -> int:
     return len(layout.names) + (quadratics.agents if quadratics.momentum else 0)
 
@@ -156,7 +167,7 @@ def _maps(
     levels: Sequence[Level], quadratics: Quadratics, rates: Sequence[float]
 ) -> Iterator[tuple[FastStep, Tensor | None]]:
     """Yield each fast step, and the sync T after it, None where no level fires."""
-    layout = layout_of(levels, quadratics.mesh)
+    layout = _layout(levels, quadratics.mesh)
     step, last = None, None
     for rate, fired in zip(rates, firings(levels, len(rates), rates=rates), strict=True):
         if step is None or rate != last:

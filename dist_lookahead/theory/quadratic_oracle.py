@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.mixer import Alone
-from dist_lookahead.level import Level, check_levels
+from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh, as_mesh
 from dist_lookahead.schedule import Scheduled, value_at
 from dist_lookahead.theory.calendar import cycle
@@ -30,6 +30,7 @@ from dist_lookahead.theory.linear_recursion import (
     spectral_radius,
     unroll,
 )
+from dist_lookahead.theory.modelled import modelled
 from dist_lookahead.theory.trajectory import Trajectory, follow
 
 SETTLES = 1 - 1e-12  # a round that contracts less does not contract, up to rounding
@@ -134,7 +135,7 @@ def stationary(
 
     Reference: arXiv 1907.08610, Proposition 2, for n agents and any stack.
     """
-    require_constants(check_levels(levels), ("tau", "alpha", "beta"), "no round repeats itself")
+    require_constants(modelled(levels), ("tau", "alpha", "beta"), "no round repeats itself")
     length = cycle(levels, as_mesh(agents))
     quadratics = _quadratics(levels, curvature, noise, offsets, 0.0, agents, momentum, nesterov)
     whole = round_map(levels, quadratics, lr, length)

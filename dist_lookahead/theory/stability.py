@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 
+from dist_lookahead.adaptive import Adaptive
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.schedule import Schedule
@@ -119,7 +120,8 @@ def _only_shrinks(level: Level) -> bool:
 def _taken(levels: Sequence[Level]) -> str:
     """Say where numbers were taken for what is none."""
     values = [value for level in levels for value in (level.when.tau, *vars(level.move).values())]
-    first = ", with schedules as in the first round" if any(isinstance(value, Schedule) for value in values) else ""
+    changes = any(isinstance(value, Schedule | Adaptive) for value in values)
+    first = ", with schedules as in the first round" if changes else ""
     worse = ", at the worse end of a measured alpha" if any(level.move.searches for level in levels) else ""
     return first + worse
 

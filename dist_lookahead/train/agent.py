@@ -1,6 +1,6 @@
 """One agent of a run: its model, optimizer, data and random generators."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -10,12 +10,16 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.fragments import WHOLE
 from dist_lookahead.optimizer import DistributedLookahead
+from dist_lookahead.sharded import is_sharded
 from dist_lookahead.tasks.task import Batch, Task
+from dist_lookahead.train import split_weights
 from dist_lookahead.train.config import Config
 from dist_lookahead.train.config_mesh import agreeing
 from dist_lookahead.train.data_parallel import AXIS, count_bytes, shared
 from dist_lookahead.train.dynamics import Dynamics
+from dist_lookahead.train.inner_loop import InnerLoop, spread_evenly
 from dist_lookahead.train.memory import memory_of, memory_restored, remember
 from dist_lookahead.train.random_state import RandomState, derive_seed
 from dist_lookahead.train.sampler import BatchSampler, evaluation_split, loader
@@ -37,6 +41,7 @@ class Agent:
         self.config, self.task, self.communicator, self.device = config, task, communicator, device
         self.random = RandomState(derive_seed(config.run.seed, "agent", communicator.rank), device)
         self.model = self._build_model()
+        self.is_split = config.inner.data_parallel == "fsdp2" and split_weights.split(self.model, communicator)
         levels = config.levels_stack()
         self.optimizer = DistributedLookahead(
             config.inner.build(self.model.parameters()),
@@ -46,12 +51,16 @@ class Agent:
             model_buffers=config.sync.model_buffers,
             check_every=config.sync.check_every,
             probe=self._probe if any(level.move.searches for level in levels) else None,
-            data_parallel=AXIS if self.shares_gradients else None,
+            data_parallel=AXIS if self.shares_gradients and not self.is_split else None,
         )
-        agreed = agreeing(levels, communicator.mesh, config.inner)  # else there is no mean after a sync to be measured
-        self.dynamics = Dynamics(self.optimizer.stack) if config.logging.dynamics and agreed else None
+        # Else there is no mean of all weights after a sync to be measured.
+        agreed = agreeing(levels, communicator.mesh, config.inner) and all(level.params == WHOLE for level in levels)
+        watched = config.logging.dynamics and agreed and not self.is_split
+        self.dynamics = Dynamics(self.optimizer.stack) if watched else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self._forward = shared(self._compiled(), communicator) if self.shares_gradients else self._compiled()
+        whole = self.shares_gradients and not self.is_split
+        self._forward = shared(self._compiled(), communicator) if whole else self._compiled()
+        self.inner_loop: InnerLoop | None = None
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._batches: Iterator[Batch] | None = None
         self._sampler = BatchSampler(
@@ -73,8 +82,8 @@ class Agent:
 
     @property
     def synced(self) -> bool:
-        """Whether the outermost level fired after the last fast step."""
-        return self.optimizer.stack.bound[-1].last == self.step > 0
+        """Whether a sync of the last level landed after the last fast step."""
+        return self.optimizer.stack.bound[-1].landed == self.step > 0
 
     def begin(self, step: int) -> None:
         """Prepare the first fast step of this process."""
@@ -104,10 +113,12 @@ class Agent:
                 loss = self.task.loss(self._forward, batch)
             self.scaler.scale(loss).backward()
         if self.shares_gradients:
-            count_bytes(self.model, self.communicator)
+            count = split_weights.count_bytes if self.is_split else count_bytes
+            count(self.model, self.communicator)
         # Counted before the sync, which belongs to this step.
         self.step += 1
         self.loss_sum += loss.detach()
+        self.optimizer.report(loss=loss)
         self.loss_steps += 1
 
     def update(self) -> None:
@@ -118,16 +129,38 @@ class Agent:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    @torch.no_grad()
+    def watch_inner_loop(self, *, start: int, end: int) -> None:
+        """Measure within a window of fast steps, on the same test samples on every agent."""
+        assert self.config.probe is not None
+        chosen = spread_evenly(self.config.probe.samples, of=self.task.test_samples)
+        size = self.config.evaluation.batch_size
+        split = [chosen[first : first + size] for first in range(0, len(chosen), size)]
+        watch = self.inner_loop = InnerLoop(lambda: self._aside(split), start=start, end=end)
+        # Between the fast step and the sync, which follows in the same call.
+        self.optimizer.inner.register_step_post_hook(lambda *_: watch.after_fast_step(self.step))
+
+    def look_after_sync(self) -> None:
+        """Measure once more where a level fired after the last fast step; all agents have met."""
+        if self.inner_loop and any(level.landed == self.step > 0 for level in self.optimizer.stack.bound):
+            self.inner_loop.after_sync(self.step)
+
     def evaluate(self) -> dict[str, float]:
         """Return this agent's share of the sums over the test data, at the weights that the model has now."""
-        totals: dict[str, float] = {}
+        # Processes that have the weights together go through each batch together, and one of them counts it.
+        agents = self.optimizer.stack.communicator if self.is_split else self.communicator
+        counts = not self.is_split or self.communicator.axis(AXIS).rank == 0
         split = evaluation_split(
             samples=self.task.test_samples,
             batch_size=self.config.evaluation.batch_size,
-            rank=self.communicator.rank,
-            agents=self.communicator.size,
+            rank=agents.rank,
+            agents=agents.size,
         )
+        sums = self._measure(split)
+        return {name: value * counts for name, value in sums.items()}
+
+    @torch.no_grad()
+    def _measure(self, split: Sequence[list[int]]) -> dict[str, float]:
+        totals: dict[str, float] = {}
         self.model.eval()
         with memory_restored(self.model):
             for batch in loader(self.task.test_batch, split):
@@ -148,31 +181,40 @@ class Agent:
     def state_dict(self) -> dict[str, Any]:
         """Return all that decides what happens next, in tensors and plain containers."""
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": split_weights.parts_here(self.model.state_dict()),
+            "optimizer": split_weights.parts_here(self.optimizer.state_dict()),
+            "split": self._splitting() if self.is_split else [],
             "scaler": self.scaler.state_dict(),
             "random": self.random.state_dict(),
             "memory": memory_of(self.model),
             "dynamics": self.dynamics.state_dict() if self.dynamics else {},
+            "inner_loop": self.inner_loop.state_dict() if self.inner_loop else {},
             "loss": [float(self.loss_sum), self.loss_steps],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(split_weights.model_state(self.model, state["model"]))
+        self.optimizer.load_state_dict(split_weights.optimizer_state(self.optimizer, state["optimizer"]))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.random.load_state_dict(state["random"])
         remember(self.model, tuple(tensor.to(self.device) for tensor in state["memory"]))
         if self.dynamics:
             self.dynamics.load_state_dict(state["dynamics"])
+        if self.inner_loop and state["inner_loop"]:  # else the run went on to here without it
+            self.inner_loop.load_state_dict(state["inner_loop"])
         loss_sum, self.loss_steps = state["loss"]
         self.loss_sum.fill_(loss_sum)
 
     def weights(self, which: str) -> AbstractContextManager[None]:
         """Return a context with the "slow" or the "averaged" weights in the model."""
         return self.optimizer.slow_weights() if which == "slow" else self.optimizer.averaged_weights()
+
+    def _aside(self, split: Sequence[list[int]]) -> dict[str, float]:
+        """Measure without touching the random numbers of the training."""
+        with RandomState(derive_seed(self.config.run.seed, "inner loop"), self.device).active():
+            return self._measure(split)
 
     def _probe(self, step: int) -> None:
         """Compute gradients on the samples of the fast step to come, which this round was not trained on."""
@@ -183,6 +225,11 @@ class Agent:
                 loss = self.task.loss(self._forward, batch)
             # Only the ratio of two sums of these gradients counts, so that a scale for half precision may stay.
             self.scaler.scale(loss).backward()
+
+    def _splitting(self) -> list[Any]:
+        """Return how many processes have the weights together, and the names of what is split."""
+        names = [name for name, tensor in self.model.state_dict().items() if is_sharded(tensor)]
+        return [self.communicator.axis(AXIS).size, names]
 
     def _build_model(self) -> torch.nn.Module:
         # All agents draw the same initial weights; the optimizer takes agent 0's anyway.

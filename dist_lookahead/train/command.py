@@ -1,10 +1,13 @@
-"""The command line: train, validate, theory, settings, export, figure."""
+"""The command line: train, sweep, compare, validate, theory, settings, export, figure."""
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,14 +18,22 @@ from dist_lookahead.failure import SyncError
 from dist_lookahead.figures.registry import FIGURES, chosen, descriptions
 from dist_lookahead.stability import instabilities
 from dist_lookahead.tasks.task import Task
+from dist_lookahead.train.comparison import X
+from dist_lookahead.train.comparison_report import write_comparison
 from dist_lookahead.train.config import Config, ConfigError, load_config
 from dist_lookahead.train.curves import draw_curves
 from dist_lookahead.train.exchange import texts_of_agents
 from dist_lookahead.train.export import export
+from dist_lookahead.train.inner_loop_picture import draw_inner_loop
+from dist_lookahead.train.outcome import write_divergence, write_outcome
 from dist_lookahead.train.prediction_report import report
+from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
-from dist_lookahead.train.settings import settings
+from dist_lookahead.train.settings import settings, sweep_settings
 from dist_lookahead.train.summary import summary
+from dist_lookahead.train.sweep import run_sweep
+from dist_lookahead.train.sweep_file import load_sweep
+from dist_lookahead.train.sweep_results import LINES, TABLE, write_results
 from dist_lookahead.train.theory_report import theory_report
 from dist_lookahead.train.theory_report_setting import Assumptions
 from dist_lookahead.train.trainer import DivergedError, Trainer
@@ -51,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="run a YAML file, alone or under torchrun")
     _add_config(train)
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+    train.add_argument(
+        "--probe",
+        choices=["inner_loop"],
+        help="measure after every fast step and sync of the last rounds; the same as --set probe.name=inner_loop",
+    )
     train.set_defaults(run=_train)
     validate = commands.add_parser("validate", help="check a YAML file without running it")
     _add_config(validate)
@@ -70,9 +86,30 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(theory)
     _add_assumptions(theory)
     theory.set_defaults(run=_theory)
-    everything = commands.add_parser("settings", help="print all settings of a YAML file with defaults and meanings")
+    _add_comparisons(commands)
+    everything = commands.add_parser("settings", help="print all settings of a run file with defaults and meanings")
+    everything.add_argument("--sweep", action="store_true", help="of a sweep file, in place of a run file")
     everything.set_defaults(run=_settings)
     return parser
+
+
+def _add_comparisons(commands: Any) -> None:
+    sweep = commands.add_parser("sweep", help="run all points of a sweep file; again, to go on after an interruption")
+    sweep.add_argument("file", type=Path, help="the sweep file")
+    sweep.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: cores / threads of a run)")
+    sweep.add_argument("--dry-run", action="store_true", help="check and list all points without running them")
+    sweep.set_defaults(run=_sweep)
+    compare = commands.add_parser("compare", help="curves and a table of runs, with mean and spread over seeds")
+    compare.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folder of a run, or of a sweep")
+    compare.add_argument("--x", choices=X, default="steps", help="what to draw against (default: %(default)s)")
+    compare.add_argument(
+        "--y", nargs="+", default=[], metavar="NAME", help="what to draw: loss, test_accuracy, any value recorded"
+    )
+    compare.add_argument(
+        "--group-by", nargs="+", default=[], metavar="KEY", help="settings of a group (default: all but run.seed)"
+    )
+    compare.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write (default: %(default)s)")
+    compare.set_defaults(run=_compare)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +156,7 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> int:
-    print("\n".join(settings()))
+    print("\n".join(sweep_settings() if options.sweep else settings()))
     return 0
 
 
@@ -143,19 +180,45 @@ def _figure(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    if "WORLD_SIZE" in os.environ:
+        raise ValueError("a sweep starts its runs itself: leave out torchrun, and simulate agents with `agents`")
+    sweep, points = load_sweep(options.file)
+    if options.dry_run:
+        print(*(point.label for point in points), sep="\n")
+        return 0
+    status = run_sweep(sweep, points, jobs=options.jobs, say=partial(print, flush=True))
+    print("", write_results(sweep.folder, points), "", f"Also in {sweep.folder / TABLE} and {LINES}", sep="\n")
+    return status
+
+
+def _compare(options: argparse.Namespace) -> int:
+    print(write_comparison(options.folders, options.out, x=options.x, y=options.y, group_by=options.group_by))
+    print("", f"Also in {options.out}, with curves", sep="\n")
+    return 0
+
+
 def _train(options: argparse.Namespace) -> int:
-    config = load_config(options.file, options.overrides)
+    probe = [f"probe.name={options.probe}"] if options.probe else []
+    config = load_config(options.file, [*options.overrides, *probe])
     _set_precision(config)
     device, timeout = config.run.device, config.run.timeout
     with join_world(agents=config.agents, device=device, timeout=timeout, mesh=config.mesh) as world:
         task = _build_task(config, world.communicators, world.device)
         directory = _agree_on_directory(config, world, resume=options.resume)
         trainer = Trainer(config, task, world, directory, resume=options.resume)
-        outcome = trainer.run()
+        try:
+            outcome = trainer.run()
+        except DivergedError as error:
+            if world.leads:
+                write_divergence(directory, str(error))
+            raise
         if world.leads:
             if config.logging.plots:
                 draw_curves(directory.metrics, directory.curves, config.run.name)
+                draw_inner_loop(directory.inner_loop, config.run.name, list(read_metrics(directory.metrics)))
             if outcome.signal is None:
+                write_outcome(directory, outcome)
                 # Before the summary, which names the files that are there.
                 compared = [*report(config, directory, agents=world.agents, steps=outcome.step)]
                 Console().print(summary(outcome, directory, name=config.run.name, agents=world.agents), *compared)

@@ -36,7 +36,14 @@ from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import ConstantRate, LrSchedule
 from dist_lookahead.train.config_mesh import read_mesh, write_mesh
-from dist_lookahead.train.config_pairs import PAIRS, agents_faults, device_faults, length_faults, run_length
+from dist_lookahead.train.config_pairs import (
+    PAIRS,
+    agents_faults,
+    device_faults,
+    length_faults,
+    run_length,
+    window_faults,
+)
 from dist_lookahead.train.config_quadratic import Quadratic, kinds_faults
 from dist_lookahead.train.config_sections import (
     Checkpoint,
@@ -46,6 +53,7 @@ from dist_lookahead.train.config_sections import (
     ModelChoice,
     Performance,
     Precision,
+    Probe,
     Run,
     Section,
     Sync,
@@ -100,6 +108,8 @@ class Config(Section):
     """tf32: matrix products on a GPU in TF32; bf16 and fp16: autocast, fp16 with loss scaling."""
     evaluation: Evaluation = Evaluation()
     """When and at which weights the test data are evaluated."""
+    probe: Probe | None = None
+    """A closer look at a part of the run; null for none."""
     checkpoint: Checkpoint = Checkpoint()
     """What is kept to go on from."""
     logging: Logging = Logging()
@@ -161,11 +171,13 @@ class Config(Section):
         Raises:
             ConfigError: for settings without effect there.
         """
+        length = self.length(samples=samples, agents=agents)
         faults = [
             *device_faults(device, self.feed, self.precision),
             *agents_faults(agents, self.levels),
             *(kinds_faults(agents, self.quadratic) if self.quadratic else ()),
-            *length_faults(self.length(samples=samples, agents=agents), self.levels, self.lr_schedule),
+            *length_faults(length, self.levels, self.lr_schedule),
+            *(window_faults(length, self.probe) if self.probe else ()),
         ]
         if faults:
             raise ConfigError(f"run {self.run.name!r}", faults)

@@ -2,13 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dist_lookahead.train.config_faults import ConfigError, shown
+
+PATH = r"\w+(\.\w+|\[\d+\])*"  # of a setting
 
 # YAML 1.2, not PyYAML's 1.1: there `no` is false, 010 is 8, 1:30 is 90, and 1e-3 is a text.
 RESOLVERS = (
@@ -99,19 +101,54 @@ def override(plain: dict[str, Any], settings: Sequence[str]) -> list[str]:
     return faults
 
 
-def _override(plain: dict[str, Any], setting: str) -> None:
-    path, equals, text = setting.partition("=")
+def put(plain: dict[str, Any], path: str, value: Any) -> None:
+    """Put a value at a path such as `levels.tau` or `levels[0].fast_buffers`.
+
+    Args:
+        plain: what `read_yaml` returned; changed in place.
+        path: of the setting.
+        value: plain containers.
+
+    Raises:
+        ValueError: this is no path, or it leads through something that holds nothing.
+
+    Example:
+        >>> plain = {"levels": {"recipe": "slowmo"}}
+        >>> put(plain, "levels.tau", 24)
+        >>> plain
+        {'levels': {'recipe': 'slowmo', 'tau': 24}}
+    """
+    if not re.fullmatch(PATH, path):
+        raise ValueError(f"{path!r} must be a path such as levels.tau or levels[0].fast_buffers")
     keys = re.findall(r"[^.\[\]]+", path)
-    if not equals or not re.fullmatch(r"\w+(\.\w+|\[\d+\])*", path):
-        raise ValueError("must be path=value, such as levels.tau=24")
     holder: Any = plain
     for depth, key in enumerate(keys[:-1]):
         holder = _inside(holder, key, keys[:depth], keys[depth + 1])
-    last, value = keys[-1], _parse(text, f"--set {setting}")
     if isinstance(holder, list):
-        holder[_index(holder, last, keys[:-1])] = value
+        holder[_index(holder, keys[-1], keys[:-1])] = value
     else:
-        holder[last] = value
+        holder[keys[-1]] = value
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all settings of a resolved configuration by path.
+
+    Example:
+        >>> dict(flat({"run": {"seed": 0}, "agents": 2}))
+        {'run.seed': 0, 'agents': 2}
+    """
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _override(plain: dict[str, Any], setting: str) -> None:
+    path, equals, text = setting.partition("=")
+    if not equals or not re.fullmatch(PATH, path):
+        raise ValueError("must be path=value, such as levels.tau=24")
+    put(plain, path, _parse(text, f"--set {setting}"))
 
 
 def _inside(holder: Any, key: str, above: Sequence[str], following: str) -> Any:

@@ -18,7 +18,7 @@ UNFIT = {
     "SparseAdam": "needs sparse gradients, which no model here has",
     "Muon": "takes matrices only, and every model here has vectors too",
 }
-PARALLEL = ("none", "ddp")
+PARALLEL = ("none", "ddp", "fsdp2")
 OWN = ("decay_norm_and_bias", "data_parallel", "clip_norm")  # settings beside the optimizer's
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     name: kind
@@ -35,7 +35,8 @@ class Inner:
         name: class in torch.optim.
         options: arguments of its constructor, `lr` among them.
         decay_norm_and_bias: whether weight decay acts on vectors too (biases, BatchNorm's scale), as in torch.
-        data_parallel: "ddp" averages gradients over the agents of a node in each fast step, "none" does not.
+        data_parallel: "ddp" averages gradients over the agents of a node in each fast step, "fsdp2" splits their
+            weights as well, "none" does neither.
         clip_norm: gradients longer than this are brought to this length before each fast step, > 0: on each agent its
             own, over all parameters together; None for any length.
 

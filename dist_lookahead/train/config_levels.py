@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from dist_lookahead import recipes
+from dist_lookahead.adaptive import Adaptive, Tau
 from dist_lookahead.level import FastBuffers, Level, check_levels
 from dist_lookahead.move import Alpha
 from dist_lookahead.notation import NAMES, from_plain, is_unknown, to_plain
@@ -89,7 +90,8 @@ def _call(recipe: Callable[..., list[Level]], arguments: Mapping[str, Any]) -> t
 def _blame(recipe: Callable[..., list[Level]], arguments: Mapping[str, Any]) -> Iterator[str]:
     """Say which numbers are wrong each for itself, the others at their defaults."""
     parameters = inspect.signature(recipe).parameters
-    numbers = [key for key, p in parameters.items() if p.annotation in (Scheduled, Alpha) and p.default is not p.empty]
+    kinds = (Scheduled, Alpha, Tau)
+    numbers = [key for key, p in parameters.items() if p.annotation in kinds and p.default is not p.empty]
     others = {key: value for key, value in arguments.items() if key not in numbers}
     if _refusal(recipe, others):
         return
@@ -184,6 +186,7 @@ def _all(kind: Callable[[object], bool]) -> Callable[[object], bool]:
 
 SPELLED = {kind: name for name, kind in NAMES.items()}
 A_SCHEDULE = "a schedule such as {piecewise: {values: [1, 12], boundaries: [1000]}}"
+A_RULE = "a rule such as {qsr: {base: 4, coefficient: 0.02}}"
 AN_INTERVAL = "{optimal: {low: 0.2, high: 1.0}}"
 KINDS: list[tuple[Any, str, Callable[[object], bool]]] = [
     (bool, "true or false", lambda value: isinstance(value, bool)),
@@ -191,10 +194,12 @@ KINDS: list[tuple[Any, str, Callable[[object], bool]]] = [
     (float, "a number", _is_number),
     (str, "a text", lambda value: isinstance(value, str)),
     (Scheduled, f"a number or {A_SCHEDULE}", _is_scheduled),
+    (Tau, f"a number or {A_SCHEDULE}, or {A_RULE}", lambda value: _is_scheduled(value) or isinstance(value, Adaptive)),
     (Alpha, f"a number, {A_SCHEDULE}, or {AN_INTERVAL}", lambda value: _is_scheduled(value) or _is_interval(value)),
     (FastBuffers, f"one of {', '.join(get_args(FastBuffers))}", lambda value: value in get_args(FastBuffers)),
     (Sequence[int], "a list of whole numbers", _all(_is_whole)),
     (tuple[int, ...], "a list of whole numbers", _all(_is_whole)),
+    (tuple[str, ...], "a list of texts", _all(lambda value: isinstance(value, str))),
     (Sequence[str], "a list of texts", _all(lambda value: isinstance(value, str))),
     (tuple[float, ...], "a list of numbers", _all(_is_number)),
     (Sequence[Scheduled], f"a list of numbers or of {A_SCHEDULE}", _all(_is_scheduled)),

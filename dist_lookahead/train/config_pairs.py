@@ -9,11 +9,16 @@ from dataclasses import fields
 
 import torch
 
+from dist_lookahead.adaptive import Timed
 from dist_lookahead.averaging.exact import Exact
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import OnGraph
+from dist_lookahead.averaging.push_sum import PushSum
+from dist_lookahead.bound_level import bind_levels
+from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, WORLD, Mesh
 from dist_lookahead.notation import is_unknown
+from dist_lookahead.replicas import unfit
 from dist_lookahead.schedule import Schedule
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS, build_model
@@ -22,9 +27,18 @@ from dist_lookahead.train.config_language import LANGUAGE_PAIRS
 from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
-from dist_lookahead.train.config_mesh import agreeing, sharing_faults, write_mesh
+from dist_lookahead.train.config_mesh import agreeing, shared_axes, sharing_faults, write_mesh
 from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
-from dist_lookahead.train.config_sections import Data, Evaluation, ModelChoice, Performance, Precision, Run, Sync
+from dist_lookahead.train.config_sections import (
+    Data,
+    Evaluation,
+    ModelChoice,
+    Performance,
+    Precision,
+    Probe,
+    Run,
+    Sync,
+)
 from dist_lookahead.train.config_tasks import Feed
 from dist_lookahead.train.config_translation import TRANSLATION_PAIRS
 
@@ -91,6 +105,13 @@ def _rate_faults(length: RunLength, lr_schedule: LrSchedule) -> Iterator[str]:
                 yield f"lr_schedule.milestones: {milestone:g} {unit} is beyond the end of the run of {total} fast steps"
 
 
+def window_faults(length: RunLength, probe: Probe) -> Iterator[str]:
+    """Say whether the window that is looked at lies outside the run."""
+    for name, value, latest in (("start", probe.start, length.total - 1), ("end", probe.end, length.total)):
+        if value is not None and value > latest:
+            yield f"probe.{name}={value} must be at most {latest}: the run has {length.total} fast steps"
+
+
 def _device(run: Run, feed: Feed, precision: Precision) -> Iterator[str]:
     return device_faults(run.device, feed, precision)
 
@@ -105,6 +126,19 @@ def _length(run: Run, feed: Feed, agents: int, levels: Levels, lr_schedule: LrSc
     """Under torchrun there may be more agents and so fewer steps, never more of them."""
     if feed.samples is not None:
         yield from length_faults(run_length(run, feed, samples=feed.samples, agents=agents), levels, lr_schedule)
+
+
+def _looks(probe: Probe | None, inner: Inner, levels: Levels) -> Iterator[str]:
+    """Say where weights between a fast step and a sync are not what a model is evaluated at."""
+    if probe is not None and inner.data_parallel == "fsdp2":
+        yield "probe with inner.data_parallel='fsdp2' is not supported: leave one of them out, or use ddp"
+    if probe is not None and any(isinstance(level.mix, PushSum) for level in levels.stack):
+        yield "probe with mix: push_sum, where weights have a mass between a fast step and its sync: leave probe out"
+
+
+def _window(run: Run, feed: Feed, agents: int, probe: Probe | None) -> Iterator[str]:
+    if feed.samples is not None and probe is not None:
+        yield from window_faults(run_length(run, feed, samples=feed.samples, agents=agents), probe)
 
 
 def _model_takes_images(data: Data, model: ModelChoice) -> Iterator[str]:
@@ -127,7 +161,7 @@ def _model_takes_images(data: Data, model: ModelChoice) -> Iterator[str]:
 def _axes(mesh: Mesh | None, levels: Levels) -> Iterator[str]:
     names = (*(NODES if mesh is None else mesh.names), WORLD)
     for index, mix in enumerate(level.mix for level in levels.stack):
-        if isinstance(mix, Exact | Gossip) and mix.axis not in names:
+        if isinstance(mix, Exact | OnGraph) and mix.axis not in names:
             where = f"levels[{index}].mix.{type(mix).__name__.lower()}.axis={mix.axis!r}"
             yield f"{where} {is_unknown(mix.axis, names)}, as mesh says"
 
@@ -135,6 +169,47 @@ def _axes(mesh: Mesh | None, levels: Levels) -> Iterator[str]:
 def _shares(mesh: Mesh | None, inner: Inner, levels: Levels) -> Iterator[str]:
     if not any(_axes(mesh, levels)):
         yield from sharing_faults(levels.stack, mesh, inner)
+
+
+def _binds(mesh: Mesh | None, agents: int, inner: Inner, levels: Levels) -> Iterator[str]:
+    """Say what the levels refuse when they meet the agents, unless it has been said."""
+    if any(_axes(mesh, levels)) or any(_shares(mesh, inner, levels)):
+        return
+    crowd, shared = mesh or Mesh((1, agents), NODES), shared_axes(inner)
+    try:
+        list(bind_levels(levels.stack, simulate(crowd)[0], next(iter(shared), None)))
+    except ValueError as error:
+        yield str(error)
+
+
+def _splits(inner: Inner, levels: Levels, precision: Precision, performance: Performance) -> Iterator[str]:
+    """Say what does not go with weights that are split over the processes of a node."""
+    if inner.data_parallel != "fsdp2":
+        return
+    if fault := unfit(levels.stack, NODES[-1]):
+        yield f"inner.data_parallel='fsdp2': {fault}"
+    if precision == "fp16":
+        yield (
+            "precision='fp16' with inner.data_parallel='fsdp2': each process would see overflows in its part of the "
+            "gradients only; use bf16, or data_parallel: ddp"
+        )
+    if performance.compile:
+        yield "performance.compile=true with inner.data_parallel='fsdp2' is not supported: leave one of them out"
+
+
+def _weighs(levels: Levels) -> Iterator[str]:
+    for index, mix in enumerate(level.mix for level in levels.stack):
+        if mix.weighted and not isinstance(levels.stack[index].when.tau, Timed):
+            yield (
+                f"levels[{index}].mix.exact.weighted={mix.weighted!r} has no effect: in a run all agents take equally "
+                "many steps of equally many samples; remove it"
+            )
+    for index, level in enumerate(levels.stack):
+        if isinstance(level.when.tau, Timed):
+            yield (
+                f"levels[{index}].when.every.tau={level.when.tau}: in a run all agents take equally many steps, which "
+                "its length, learning rates and samples are counted in; give a number of steps"
+            )
 
 
 def _averages(levels: Levels, sync: Sync) -> Iterator[str]:
@@ -153,7 +228,15 @@ def _weights(mesh: Mesh | None, inner: Inner, levels: Levels, evaluation: Evalua
         return
     if any(_axes(mesh, levels)) or any(_shares(mesh, inner, levels)):
         return  # faults of their own
-    if not agreeing(levels.stack, mesh, inner):
+    outer = levels.stack[-1]
+    whole = outer.move.keeps_slow_weights or (isinstance(outer.mix, Exact) and outer.mix.codec)
+    if (outer.when.delay or outer.local_share) and (outer.mix.shard or not whole):
+        yield (
+            f"evaluation.weights={list(evaluation.weights)}: where an average lands after delay={outer.when.delay}, "
+            f"with local_share={outer.local_share}, agents have gone on from slow weights of which none has kept all; "
+            "use [averaged]"
+        )
+    elif not agreeing(levels.stack, mesh, inner):
         yield (
             f"evaluation.weights={list(evaluation.weights)}: after a sync of these levels agents have slow weights of "
             "their own; use [averaged], or a level with mix: exact over all agents above"
@@ -170,8 +253,13 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _agents,
     _axes,
     _length,
+    _window,
+    _looks,
     _model_takes_images,
     _shares,
+    _binds,
+    _splits,
+    _weighs,
     _averages,
     _weights,
     _images_have_an_order,

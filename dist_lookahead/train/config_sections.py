@@ -1,4 +1,4 @@
-"""The plain sections of a run file: run, data, model, sync, evaluation, checkpoint, logging, performance."""
+"""The plain sections of a run file: run, data, model, sync, evaluation, probe, checkpoint, logging, performance."""
 
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
@@ -194,6 +194,25 @@ class Evaluation(Section):
             faults.append(f"evaluation.every={self.every} must be a whole number of steps, or unit: epochs")
         if faults:
             raise Faults(faults)
+        return self
+
+
+class Probe(Section):
+    """A closer look at a part of the run, which changes nothing in it."""
+
+    name: Literal["inner_loop"] = "inner_loop"
+    """inner_loop: test metrics of the agents' own weights after every fast step, and again after every sync."""
+    start: int | None = Field(default=None, ge=0)
+    """Fast step at which the window begins; null for three rounds of the outermost level before its end."""
+    end: int | None = Field(default=None, ge=1)
+    """Last fast step of the window; null for the end of the run."""
+    samples: int = Field(default=1000, ge=1)
+    """Test samples to measure on, the same ones each time; all of them where there are fewer."""
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> "Probe":
+        if self.start is not None and self.end is not None and self.start >= self.end:
+            raise Faults([f"probe.start={self.start} and probe.end={self.end}: the window must end after its start"])
         return self
 
 

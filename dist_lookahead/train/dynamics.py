@@ -122,11 +122,12 @@ class Dynamics:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to report the same."""
-        return {"start": self._start, "last_step": self._last_step, "step": self._step}
+        return {"start": self._start, "last_step": self._last_step, "step": self._step, "drift": self._drift}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
         self._start, self._last_step, self._step = list(state["start"]), list(state["last_step"]), state["step"]
+        self._drift = state.get("drift", 0.0)  # of an average that is under way; states from before had none
 
 
 def _owned(bound: BoundLevel, bucket: Bucket) -> slice:

@@ -1,6 +1,7 @@
 """The averaged model of a run as a plain state dict, which loads in plain torch."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dist_lookahead.train.checkpoint import CheckpointStore, agents_in, newest_c
 from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_mesh import agreeing, read_mesh
 from dist_lookahead.train.run_directory import RunDirectory
+from dist_lookahead.train.split_weights import joined
 
 
 def export(run: Path, out: Path, *, step: int | None = None) -> str:
@@ -35,7 +37,8 @@ def export(run: Path, out: Path, *, step: int | None = None) -> str:
         raise ValueError(f"{directory.checkpoints} has no step of which all {len(stores)} agents have a whole file")
     states = (store.load(common) for store in stores)
     whole = next(states)
-    first, agents = whole["agent"], (state["agent"] for state in states)
+    agents = _put_together(itertools.chain([whole["agent"]], (state["agent"] for state in states)))
+    first = next(agents)
     levels = [from_plain(saved["level"]) for saved in first["optimizer"]["levels"]["levels"]]
     mesh, inner = read_mesh(whole["config"]["mesh"]), Inner.read(whole["config"]["inner"])
     mean_only = len(stores) > 1 and not agreeing(levels, mesh, inner)
@@ -50,19 +53,56 @@ def _stores(directory: RunDirectory) -> list[CheckpointStore]:
     return [CheckpointStore(directory.checkpoints, agent, agents) for agent in range(agents)]
 
 
+def _put_together(processes: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the state of each agent, of which several processes may have saved a part of the weights each."""
+    for state in processes:
+        if not state.get("split"):
+            yield state
+            continue
+        size, names = state["split"]
+        parts = [state, *itertools.islice(processes, size - 1)]
+        state["model"] = joined([part["model"] for part in parts], set(names))
+        for index, level in enumerate(state["optimizer"]["levels"]["levels"]):
+            level["slow"] = joined([p["optimizer"]["levels"]["levels"][index]["slow"] for p in parts], set(names))
+        yield state
+
+
 def _averaged(first: Mapping[str, Any], others: Any) -> tuple[dict[str, Tensor], str]:
-    model, slow = dict(first["model"]), first["optimizer"]["levels"]
-    outer = slow["levels"][-1]
-    if outer["last"] == slow["clock"]:
+    """Take for each parameter the slow weights of the outermost level that acts on it."""
+    model, stack = dict(first["model"]), first["optimizer"]["levels"]
+    found: dict[str, Tensor] = {}
+    steps: list[int] = []
+    for names, levels in zip(stack["parameters"], _covers(stack), strict=True):
+        outer = stack["levels"][levels[-1]]
+        steps.append(outer["last"])
+        if outer["last"] == stack["clock"] and not from_plain(outer["level"]).local_share:
+            continue  # the fast weights are the slow ones
+        if not outer["slow"] or outer["owned"]:
+            return _mean_of(first, others)
+        found.update({name: outer["slow"][name].to(model[name].dtype) for name in names})
+    if not found:
         return model, "slow weights at a sync"
-    if outer["slow"] and not outer["owned"]:
-        weights = {name: tensor.to(model[name].dtype) for name, tensor in outer["slow"].items()}
-        return {**model, **weights, **slow["buffers"]}, f"slow weights of fast step {outer['last']}"
-    return _mean_of(first, others)
+    return {**model, **found, **stack["buffers"]}, f"slow weights of fast step {max(steps)}"
+
+
+def _covers(stack: Mapping[str, Any]) -> Sequence[Sequence[int]]:
+    """Return the levels that act on each group of parameters: all, in files from before there were parts."""
+    return stack.get("covers") or [range(len(stack["levels"]))] * len(stack["parameters"])
 
 
 def _mean_of(first: Mapping[str, Any], others: Any) -> tuple[dict[str, Tensor], str]:
-    return _mean([dict(agent["model"]) for agent in (first, *others)]), "mean of all agents' fast weights"
+    return _mean([_with_mass(agent, number) for number, agent in enumerate((first, *others))]), (
+        "mean of all agents' fast weights"
+    )
+
+
+def _with_mass(agent: Mapping[str, Any], number: int) -> dict[str, Tensor]:
+    """Return an agent's weights, those of push-sum times their mass: their mean is what it keeps."""
+    model, stack = dict(agent["model"]), agent["optimizer"]["levels"]
+    for names, levels in zip(stack["parameters"], _covers(stack), strict=True):
+        for masses in filter(None, (stack["levels"][index].get("mass") for index in levels)):
+            model |= {name: model[name] * masses[number] for name in names}
+    return model
 
 
 def _mean(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dist_lookahead.train.agent import Agent
 from dist_lookahead.train.checkpoint import CheckpointStore, newest_common
 from dist_lookahead.train.config import Config
+from dist_lookahead.train.config_file import flat
 from dist_lookahead.train.exchange import texts_of_agents
 from dist_lookahead.train.run_directory import RunDirectory
 
@@ -30,6 +31,7 @@ FREE = (  # settings that may differ when a run goes on: they do not change what
     "data.workers",
     "data.pin_memory",
     "evaluation",
+    "probe",
     "checkpoint",
     "logging",
     "sync.check_every",
@@ -51,6 +53,7 @@ class History:
     ) -> None:
         self.metrics: dict[str, dict[str, float]] = {}
         self.next_evaluation = evaluation_period or 0
+        self.seconds = 0.0  # of training, without evaluations and checkpoints
         self._config = config
         self._agents = agents
         self._stores = [
@@ -77,6 +80,7 @@ class History:
             agent.load_state_dict(state["agent"])
             store.drop_after(step)
         self.metrics, self.next_evaluation = states[0]["metrics"], states[0]["next_evaluation"]
+        self.seconds = states[0]["seconds"]
         self._bytes_before = states[0]["bytes_sent"] - self._agents[0].communicator.bytes_sent
         self._last = self._common = step
         return step
@@ -93,6 +97,7 @@ class History:
                 "metrics": self.metrics,
                 "next_evaluation": self.next_evaluation,
                 "bytes_sent": self.bytes_sent(),
+                "seconds": self.seconds,
             }
             store.save(step, state, common=self._common)
         self._last = step
@@ -117,7 +122,7 @@ class History:
 
 def _require_same_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuse to go on with another training than the one that was saved."""
-    before, now = dict(_flat(saved)), dict(_flat(here))
+    before, now = dict(flat(saved)), dict(flat(here))
     changed = [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -131,11 +136,3 @@ def _require_same_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None
         )
     if changed:
         _log.warning("resumed with other settings: %s", "; ".join(changed))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -112,10 +112,14 @@ def _unknown(config: Config, agents: int) -> Iterator[str]:
         if option not in LINEAR and value:
             yield f"theory does not know SGD's {option}={value}"
     for index, level in enumerate(config.levels_stack()):
-        for name in ("alpha", "beta"):
-            value = getattr(level.move, name, 0.0)
+        if level.when.delay:
+            yield f"theory does not model averages that land later, and levels[{index}].when.delay={level.when.delay}"
+        if level.local_share:
+            yield f"theory does not model agents that keep local_share={level.local_share} of their own weights"
+        settings = {"tau": level.when.tau, **{name: getattr(level.move, name, 0.0) for name in ("alpha", "beta")}}
+        for name, value in settings.items():
             if not isinstance(value, int | float | Schedule):
-                yield f"levels[{index}] chooses {name} while it runs, by {value}, which is not linear"
+                yield f"levels[{index}] chooses {name} while it runs, by {value}, which theory does not follow"
     if config.quadratic and config.quadratic.samples > 1 and agents > MOST_AGENTS:
         yield f"{agents} agents of different kinds are too many for theory's recursion, which takes {MOST_AGENTS}"
 

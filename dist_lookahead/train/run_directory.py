@@ -17,9 +17,11 @@ class RunDirectory:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.outcome = path / "outcome.json"
         self.curves = path / "curves.png"
         self.prediction = path / "prediction.json"
         self.prediction_picture = path / "prediction.png"
+        self.inner_loop = path / "inner_loop.png"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
 

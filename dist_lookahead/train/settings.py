@@ -1,4 +1,4 @@
-"""All settings of a run file with their defaults and meanings, read from the sections themselves."""
+"""All settings of a run or sweep file with their defaults and meanings, read from the sections themselves."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from dist_lookahead.train.config import Config
 from dist_lookahead.train.config_file import write_yaml
 from dist_lookahead.train.config_levels import RECIPES
+from dist_lookahead.train.sweep_file import Sweep
 
 # Sections whose settings are the arguments of a class or function of the reader's choice.
 OPEN = {
@@ -36,6 +37,16 @@ def settings() -> Iterator[str]:
             if index:
                 yield "  # or"
             yield from _lines(section, "  ")
+
+
+def sweep_settings() -> Iterator[str]:
+    """Yield the lines of a commented sweep file.
+
+    Example:
+        >>> next(sweep_settings())
+        'name: ...  # Name of the sweep; its folder is `dir`/`name`.'
+    """
+    yield from _lines(Sweep, "")
 
 
 def _lines(section: type[BaseModel], indent: str) -> Iterator[str]:
@@ -68,4 +79,4 @@ def _value(field: FieldInfo) -> str:
     kind: Any = Annotated[field.annotation, field]  # pyright: ignore[reportInvalidTypeForm] - made at run time
     default = TypeAdapter(kind).dump_python(field.default, mode="json")
     written = write_yaml([default]).strip()
-    return written.removeprefix("- ") if isinstance(default, list) else written[1:-1]
+    return written.removeprefix("- ") if isinstance(default, list | dict) else written[1:-1]

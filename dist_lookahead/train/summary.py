@@ -38,6 +38,7 @@ def _files(directory: RunDirectory) -> Iterator[tuple[str, str]]:
     for what, path in (
         ("curves", directory.curves),
         ("prediction", directory.prediction_picture),
+        ("inside rounds", directory.inner_loop),
         ("metrics", directory.metrics),
         ("TensorBoard", directory.tensorboard),
         ("checkpoints", directory.checkpoints),

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from dist_lookahead.adaptive import Adaptive
 from dist_lookahead.averaging.exact import Exact
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import OnGraph
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import WORLD
 from dist_lookahead.move import Pull
@@ -29,6 +30,8 @@ def _changes(level: Level, first: Level) -> Iterator[str]:
         value = getattr(given, name, 0.0)
         if name == "alpha" and level.move.searches:
             yield f"alpha is measured at each sync, {value}: both ends are looked at"
+        elif not isinstance(value, int | float) and isinstance(value, Adaptive):
+            yield f"tau = {first.when.tau} is taken for {value}, which depends on how the training goes"
         elif not isinstance(value, int | float):
             yield f"{name} = {number(getattr(taken, name, 0.0))} is that of the first round of {value}"
 
@@ -39,7 +42,7 @@ def _when(first: Level) -> str:
 
 
 def _whose(level: Level) -> str:
-    if isinstance(level.mix, Gossip):
+    if isinstance(level.mix, OnGraph):
         times = f", {level.mix.rounds} times" if level.mix.rounds > 1 else ""
         return f"over the neighbours in a graph, {type(level.mix.topology).__name__}{times}"
     if not isinstance(level.mix, Exact):
@@ -51,7 +54,7 @@ def _whose(level: Level) -> str:
 
 def _formula(level: Level, first: Level, index: int) -> str:
     mean = "mean x" if level.mix.communicates else "x"
-    if isinstance(level.mix, Gossip):
+    if isinstance(level.mix, OnGraph):
         mean = "(neighbours' mean x)"
     if not isinstance(first.move, Pull):
         return f"x <- {mean}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from dist_lookahead import theory
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import OnGraph
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh, as_mesh
 from dist_lookahead.train.theory_report_text import coefficient, names, number, paragraph, table
@@ -91,7 +91,7 @@ def _spectrum(levels: Sequence[Level], agents: int | Mesh, step: int) -> str:
     Where agents are alike, P acts on what they share as for one agent, and on each of the n - 1 ways to differ as on
     the only one of two agents.
     """
-    if any(isinstance(level.mix, Gossip) for level in levels):
+    if any(isinstance(level.mix, OnGraph) for level in levels):
         moduli = theory.spectrum(theory.mixing_matrix(levels, agents, step)).abs().tolist()
         return "moduli " + _counted(Counter(f"{modulus:.3f}" for modulus in moduli))
     if isinstance(agents, Mesh):

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from dist_lookahead.averaging.exact import Exact
-from dist_lookahead.averaging.gossip import Gossip
+from dist_lookahead.averaging.gossip import OnGraph
+from dist_lookahead.fragments import WHOLE
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, WORLD, Mesh
+from dist_lookahead.theory.cells import cell_stacks
 from dist_lookahead.train.config import Config, ConfigError
 from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_mesh import write_mesh
@@ -117,7 +119,7 @@ def setting_of(config: Config, assumed: Assumptions) -> Setting:
     facts = _facts(config.quadratic) if config.quadratic else _NOTHING
     given = {name: value for name in CONSTANTS if (value := getattr(assumed, name)) is not None}
     return Setting(
-        levels=config.levels.stack,
+        levels=cell_stacks([_modelled(level) for level in config.levels.stack])[0],
         agents=agents,
         mesh=_mesh(config, agents),
         lr=assumed.lr or options["lr"],
@@ -172,7 +174,7 @@ def _a_few(values: list[float]) -> tuple[float, ...]:
 def _along(config: Config) -> list[str]:
     """The axes along which levels average, "world" aside."""
     mixes = [level.mix for level in config.levels.stack]
-    return [mix.axis for mix in mixes if isinstance(mix, Exact | Gossip) and mix.axis != WORLD]
+    return [mix.axis for mix in mixes if isinstance(mix, Exact | OnGraph) and mix.axis != WORLD]
 
 
 def _mesh(config: Config, agents: int) -> Mesh | None:
@@ -191,7 +193,7 @@ def _mesh_faults(config: Config, agents: int) -> Iterator[str]:
 
 def _gossip_faults(agents: int, config: Config) -> Iterator[str]:
     """Say whether a graph fits the agents, and whether they are too many to look at all of them."""
-    gossips = [(index, mix) for index, level in enumerate(config.levels.stack) if isinstance(mix := level.mix, Gossip)]
+    gossips = [(index, mix) for index, level in enumerate(config.levels.stack) if isinstance(mix := level.mix, OnGraph)]
     if gossips and agents > MOST_THAT_GOSSIP:
         yield f"agents={agents}: of agents that gossip all are looked at; use --agents {MOST_THAT_GOSSIP} or fewer"
         return
@@ -219,11 +221,24 @@ def _steps(config: Config, agents: int) -> int | None:
     return config.length(samples=samples or 0, agents=agents).total
 
 
+def _modelled(level: Level) -> Level:
+    return replace(level, when=replace(level.when, delay=0), local_share=0.0)
+
+
 def _remarks(config: Config, assumed: Assumptions, agents: int) -> Iterator[str]:
     if agents != config.agents and assumed.agents is None and config.mesh is None:
         yield f"The file says agents={config.agents}, as for torchrun: {agents} are assumed, or what --agents says."
     if _along(config) and config.mesh is None:
         yield "The agents are taken to be on two nodes: the file has no mesh."
+    if any(level.params != WHOLE for level in config.levels.stack):
+        stacks = len(cell_stacks([_modelled(level) for level in config.levels.stack]))
+        which = "each of them" if stacks == 1 else f"the first of them; {stacks} differ"
+        yield f"The levels act on parts of the parameters. Below is the stack of {which}, steps counted from its sync."
+    for index, level in enumerate(config.levels.stack):
+        if level.when.delay:
+            yield f"levels[{index}].when.delay={level.when.delay} is left out: averages are taken to land at once."
+        if level.local_share:
+            yield f"levels[{index}].local_share={level.local_share} is left out: all of this is said of another method."
     if config.lr_schedule.name != "constant" or config.lr_schedule.warmup:
         yield "The learning rate is taken as constant: lr_schedule is left out."
     if config.quadratic and config.quadratic.samples > 1:

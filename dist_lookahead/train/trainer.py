@@ -13,10 +13,11 @@ from dist_lookahead.train.config import Config
 from dist_lookahead.train.data_parallel import average_simulated
 from dist_lookahead.train.exchange import sum_over_agents
 from dist_lookahead.train.history import History
+from dist_lookahead.train.inner_loop import as_record, window
 from dist_lookahead.train.progress import ProgressDisplay, headlines
 from dist_lookahead.train.recorder import Recorder
 from dist_lookahead.train.run_directory import RunDirectory
-from dist_lookahead.train.signals import StopRequest
+from dist_lookahead.train.signals import STOPPING, StopRequest
 from dist_lookahead.train.world import World
 
 STRETCH = 16  # fast steps of a simulated agent at most: a signal and the progress bar wait for those of all agents
@@ -37,6 +38,7 @@ class Outcome:
         seconds: of training in this process.
         steps_here: fast steps done in this process.
         syncs: of the outermost level, in the whole run.
+        total_seconds: of training in the whole run, without evaluations and checkpoints.
         bytes_sent: by one agent in the whole run.
         ddp_bytes: what one agent would have sent to average its gradients after every step.
     """
@@ -47,6 +49,7 @@ class Outcome:
     seconds: float
     steps_here: int
     syncs: int
+    total_seconds: float
     bytes_sent: int
     ddp_bytes: int
 
@@ -73,6 +76,10 @@ class Trainer:
         self.steps_per_epoch = task.samples / (config.feed.batch_size * world.agents)
         self.rate_factor = config.lr_schedule.factor(length)
         self.evaluation_period = config.evaluation.period(length)
+        if config.probe:
+            start, end = window(config.probe.start, config.probe.end, config.levels_stack()[-1].when, self.total)
+            for agent in self.agents:
+                agent.watch_inner_loop(start=start, end=end)
         self.history = History(config, directory, self.agents, self.evaluation_period)
         self.step = self.start = self.history.restore() if resume else 0
         self.progress = ProgressDisplay(
@@ -126,19 +133,31 @@ class Trainer:
             until = self._pause()
             self._train(until)
             self.step = until
-            stack = self.agents[0].optimizer.stack
+            for agent in self.agents:
+                agent.look_after_sync()
             if self.agents[0].synced:
                 self._after_sync()
             if self.step % checkpoint == 0:
+                self._count_seconds()
                 self.history.save(self.step)
                 self._mark()
             self.progress.step(self.step)
-            if any(stack.flags):
-                return max(stack.flags)
+            if signum := self._agreed_signal():
+                return signum
             if stop.signal is not None:
                 for agent in self.agents:
                     agent.optimizer.stack.raise_flag(stop.signal)
         return None
+
+    def _agreed_signal(self) -> int:
+        """Return the signal that all agents have heard of with the last sync, 0 without one."""
+        stack = self.agents[0].optimizer.stack
+        if not self.agents[0].is_split or stack.bound[0].landed != self.step:
+            return max(stack.flags)
+        # A signal has travelled among the processes with the same part of the weights; all must stop together.
+        heard = [[float(signum in stack.flags) for signum in STOPPING]]
+        counts = sum_over_agents(self.world.communicators, heard, self.world.device)
+        return next((int(signum) for signum, count in zip(STOPPING, counts, strict=True) if count), 0)
 
     def _train(self, until: int) -> None:
         factors = [value_at(self.rate_factor, step) for step in range(self.step, until)]
@@ -163,14 +182,16 @@ class Trainer:
         if len(self.agents) == 1:
             return self.step + 1
         checkpoint = self.config.checkpoint.every
-        due = max(self.agents[0].optimizer.stack.bound[0].due, self.step + 1)
+        due = max(self.agents[0].optimizer.stack.next_due, self.step + 1)
         return min(due, (self.step // checkpoint + 1) * checkpoint, self.total, self.step + STRETCH)
 
     def _after_sync(self) -> None:
+        self._count_seconds()
         self.history.all_agents_passed()
         syncs = self.agents[0].optimizer.stack.bound[-1].rounds
         if syncs % self.config.logging.every == 0:
             self._report_sync(syncs)
+        self._report_inner_loop()
         period = self.evaluation_period
         if period and self.history.next_evaluation <= self.step < self.total:
             self._evaluate()
@@ -178,10 +199,12 @@ class Trainer:
         self._mark()
 
     def _finish(self) -> None:
-        """Synchronise the last, partial round, and evaluate."""
-        if not self.agents[0].synced:
+        """Synchronise the last, partial round, or land what is in flight, and evaluate."""
+        if not self.agents[0].optimizer.stack.settled:
             for agent in self.agents:
                 agent.optimizer.sync()
+            for agent in self.agents:
+                agent.look_after_sync()
             self._after_sync()
         self._evaluate()
 
@@ -191,6 +214,8 @@ class Trainer:
         seconds = time.perf_counter() - self._marked
         rows = [[*a.take_loss(), *(a.dynamics.sums() if a.dynamics else ())] for a in self.agents]
         loss_sum, steps, *moved = sum_over_agents(self.world.communicators, rows, self.world.device)
+        if not steps:  # what was under way has landed at the end, after a report of the same fast step
+            return
         if not math.isfinite(loss_sum):
             raise DivergedError(
                 f"the loss is {loss_sum / steps} in the round before fast step {self.step}: lower inner.lr or "
@@ -199,7 +224,7 @@ class Trainer:
         lead = self.agents[0]
         alpha, beta = lead.optimizer.stack.bound[-1].coefficients
         values = {
-            "epoch": self.step / self.steps_per_epoch,
+            **self._spent(),
             "syncs": syncs,
             "loss": loss_sum / steps,
             "lr": lead.optimizer.param_groups[0]["lr"],
@@ -207,12 +232,24 @@ class Trainer:
             "beta": beta,
             "seconds_compute": seconds - waiting,
             "seconds_sync": waiting,
-            "bytes_sent": self.history.bytes_sent(),
             **(lead.dynamics.report(moved, self.world.agents) if lead.dynamics else {}),
         }
         self.progress.values({"loss": values["loss"]})
         if self.recorder:
             self.recorder.record("sync", self.step, values)
+
+    def _report_inner_loop(self) -> None:
+        """Sum over the agents what they measured within the round, and write it down."""
+        watches = [agent.inner_loop for agent in self.agents if agent.inner_loop]
+        if not watches:
+            return
+        task = self.agents[0].task
+        moments, rows = watches[0].moments(self.step), [watch.take(self.step, task.measures) for watch in watches]
+        if not moments:
+            return
+        totals = sum_over_agents(self.world.communicators, rows, self.world.device)
+        if self.recorder:
+            self.recorder.record("probe", self.step, as_record(moments, totals, task.measures, task.report))
 
     def _evaluate(self) -> None:
         for which in self.config.evaluation.weights:
@@ -227,7 +264,19 @@ class Trainer:
                 {f"test {name}": value for name, value in headlines(metrics).items() if name != "loss"}
             )
             if self.recorder:
-                self.recorder.record("evaluation", self.step, {"weights": which, **metrics})
+                self.recorder.record("evaluation", self.step, {"weights": which, **self._spent(), **metrics})
+
+    def _spent(self) -> dict[str, float]:
+        """What the run has cost so far: curves are drawn against it."""
+        return {
+            "epoch": self.step / self.steps_per_epoch,
+            "seconds": self.history.seconds,
+            "bytes_sent": self.history.bytes_sent(),
+        }
+
+    def _count_seconds(self) -> None:
+        self._marked += sum(agent.inner_loop.take_seconds() for agent in self.agents if agent.inner_loop)
+        self.history.seconds += time.perf_counter() - self._marked
 
     def _mark(self) -> None:
         """Begin to measure a round; evaluations and checkpoints belong to none."""
@@ -239,6 +288,7 @@ class Trainer:
 
     def _open_recorder(self) -> Recorder:
         self.directory.path.mkdir(parents=True, exist_ok=True)
+        self.directory.outcome.unlink(missing_ok=True)
         self.directory.config.write_text(self.config.to_yaml(), encoding="utf-8")
         events = self.directory.tensorboard if self.config.logging.tensorboard else None
         return Recorder(self.directory.metrics, events, start=self.start)
@@ -261,7 +311,8 @@ class Trainer:
 
     def _outcome(self, signum: int | None, seconds: float) -> Outcome:
         stack = self.agents[0].optimizer.stack
-        weights = sum(slot.weight.parameter.nbytes for bucket in stack.buckets for slot in bucket.slots)
+        parameters = [slot.weight.parameter for bucket in stack.buckets for slot in bucket.slots]
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         return Outcome(
             signal=signum,
             step=self.step,
@@ -269,6 +320,7 @@ class Trainer:
             seconds=seconds,
             steps_here=self.step - self.start,
             syncs=stack.bound[-1].rounds,
+            total_seconds=self.history.seconds,
             bytes_sent=self.history.bytes_sent(),
             ddp_bytes=self.step * ring_bytes("all_reduce", weights, self.world.agents),
         )
