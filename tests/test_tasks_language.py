@@ -56,7 +56,7 @@ def test_perplexity_is_that_of_the_whole_text_read_at_once(text: str) -> None:
     """The hidden state goes on from window to window, so that their length makes no difference."""
     torch.manual_seed(0)
     model = SMALL(len(make(text).types)).eval()
-    nn.init.normal_(model.embedding.weight)
+    nn.init.normal_(model.embedding)
     reports = []
     for window in (2, 3, 64):
         task = make(text, window=window, test_streams=1)
@@ -92,11 +92,11 @@ def test_without_regularisation_it_is_torchs_lstm() -> None:
     torch.manual_seed(0)
     model = SMALL(9)
     tokens, first = torch.randint(9, (2, 10)), torch.tensor([True, True])
-    x: Tensor = model.embedding(tokens)
+    x: Tensor = model.embedding[tokens]
     for layer in model.layers:
         x, _ = layer(x)
     logits, penalty = model(tokens, first)
-    torch.testing.assert_close(logits, x @ model.embedding.weight.T + model.bias)
+    torch.testing.assert_close(logits, x @ model.embedding.T + model.bias)
     assert penalty.item() == 0.0
 
 
@@ -136,7 +136,7 @@ def test_a_word_is_dropped_wherever_it_stands() -> None:
     assert torch.equal(gone[0], gone[1])
     assert torch.equal(gone[0, :40], gone[0, 40:])
     assert 5 < gone[0, :40].sum() < 35
-    torch.testing.assert_close(embedded[~gone], 2 * model.embedding(tokens)[~gone])
+    torch.testing.assert_close(embedded[~gone], 2 * model.embedding[tokens][~gone])
 
 
 def test_dropout_is_locked_over_the_window_and_differs_between_rows() -> None:
@@ -155,7 +155,7 @@ def test_the_penalty_is_in_the_training_loss_alone(text: str) -> None:
     penalised.load_state_dict(plain.state_dict())
     batch = task.train_batch([(0, 0)])
     tokens, _, _ = batch
-    x: Tensor = plain.embedding(tokens)
+    x: Tensor = plain.embedding[tokens]
     for layer in plain.layers:
         x, _ = layer(x)
     expected = 2 * x.square().mean() + (x[:, 1:] - x[:, :-1]).square().mean()

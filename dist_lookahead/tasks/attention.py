@@ -90,33 +90,31 @@ class Layer(nn.Module):
         return x + self.dropout(self.feed_forward(x))
 
 
-class TokensAtPositions(nn.Module):
-    """sqrt(width) E[token] plus sines and cosines of the position, for sequences of any length; E is the output's too.
+def at_positions(tokens: Tensor, embedding: Tensor) -> Tensor:
+    """Return sqrt(width) E[token] plus sines and cosines of the position, (B, T, width), for sequences of any length.
 
     Args:
-        types: number of tokens V.
-        width: of the positions, even.
-        dropout: of the sum, in [0, 1).
+        tokens: (B, T), int64.
+        embedding: E, (types, width), of a standard deviation of width^-1/2 at first.
 
     Reference: arXiv 1706.03762, sections 3.4 and 3.5.
     """
+    width = embedding.shape[1]
+    places = torch.arange(tokens.shape[1], device=tokens.device, dtype=torch.float32)
+    rates = torch.exp(torch.arange(0, width, 2, device=tokens.device) * (-math.log(10_000.0) / width))
+    angles = places[:, None] * rates
+    return functional.embedding(tokens, embedding) * width**0.5 + torch.cat((angles.sin(), angles.cos()), dim=1)
 
-    def __init__(self, types: int, width: int, dropout: float) -> None:
-        super().__init__()
-        if width % 2:
-            raise ValueError(f"width={width} must be even: half of it are sines, half cosines")
-        self.embedding = nn.Embedding(types, width)
-        nn.init.normal_(self.embedding.weight, std=width**-0.5)
-        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return (B, T, width) of tokens (B, T)."""
-        width = self.embedding.embedding_dim
-        places = torch.arange(tokens.shape[1], device=tokens.device, dtype=torch.float32)
-        rates = torch.exp(torch.arange(0, width, 2, device=tokens.device) * (-math.log(10_000.0) / width))
-        angles = places[:, None] * rates
-        return self.dropout(self.embedding(tokens) * width**0.5 + torch.cat((angles.sin(), angles.cos()), dim=1))
+def new_embedding(types: int, width: int) -> nn.Parameter:
+    """Return E for `at_positions`, (types, width); the output may share it.
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Return (.., V) of x (.., width)."""
-        return functional.linear(x, self.embedding.weight)
+    A parameter of the model itself, not of a module inside it: FSDP2 gathers weights where a module's forward is called,
+    and this one is used at both ends of the model.
+
+    Raises:
+        ValueError: the width is odd.
+    """
+    if width % 2:
+        raise ValueError(f"width={width} must be even: half of the positions are sines, half cosines")
+    return nn.Parameter(torch.randn(types, width) * width**-0.5)

@@ -1,8 +1,9 @@
 """The Transformer language model: a decoder alone, as in GPT."""
 
 from torch import Tensor, nn
+from torch.nn import functional
 
-from dist_lookahead.tasks.attention import Layer, TokensAtPositions
+from dist_lookahead.tasks.attention import Layer, at_positions, new_embedding
 
 
 class TransformerLanguageModel(nn.Module):
@@ -31,13 +32,13 @@ class TransformerLanguageModel(nn.Module):
 
     def __init__(self, types: int, *, width: int = 256, heads: int = 4, layers: int = 4, dropout: float = 0.1) -> None:
         super().__init__()
-        self.tokens = TokensAtPositions(types, width, dropout)
+        self.embedding, self.dropout = new_embedding(types, width), nn.Dropout(dropout)
         self.layers = nn.ModuleList(Layer(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, T, V) of the tokens that follow, and no penalty; it remembers nothing, `first` or not."""
-        x = self.tokens(tokens)
+        x = self.dropout(at_positions(tokens, self.embedding))
         for layer in self.layers:
             x = layer(x, causal=True)
-        return self.tokens.logits(self.norm(x)), x.new_zeros(())
+        return functional.linear(self.norm(x), self.embedding), x.new_zeros(())

@@ -58,8 +58,9 @@ class LstmLanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.widths = [embedding, *[hidden] * (layers - 1), embedding]
-        self.embedding = nn.Embedding(types, embedding)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        # A parameter of the model itself: FSDP2 gathers a module's weights for its forward alone, and the output has
+        # these too.
+        self.embedding = nn.Parameter(torch.empty(types, embedding).uniform_(-0.1, 0.1))
         self.bias = nn.Parameter(torch.zeros(types))
         self.layers = nn.ModuleList(nn.LSTM(*shape, batch_first=True) for shape in pairwise(self.widths))
         self.dropout_embedding, self.dropout_weights = dropout_embedding, dropout_weights
@@ -84,7 +85,7 @@ class LstmLanguageModel(nn.Module):
             left += [part[0].detach() for part in state]
         self.memory = tuple(left)
         dropped = self._locked(x, self.dropout_output)
-        return functional.linear(dropped, self.embedding.weight, self.bias), self._penalty(x, dropped)
+        return functional.linear(dropped, self.embedding, self.bias), self._penalty(x, dropped)
 
     def _recalled(self, first: Tensor) -> Memory:
         """Return the memory of each row, zeros where a text begins."""
@@ -98,7 +99,7 @@ class LstmLanguageModel(nn.Module):
         return tuple(self.bias.new_zeros(len(first), width) for width in self.widths[1:] for _ in range(2))
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        embedded = self.embedding(tokens)
+        embedded = functional.embedding(tokens, self.embedding)
         if not (self.training and self.dropout_embedding):
             return embedded
         words = functional.dropout(self.bias.new_ones(len(self.bias)), self.dropout_embedding)

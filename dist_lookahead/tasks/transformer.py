@@ -1,8 +1,9 @@
 """The Transformer that translates: an encoder, and a decoder that attends to it."""
 
 from torch import Tensor, nn
+from torch.nn import functional
 
-from dist_lookahead.tasks.attention import Layer, TokensAtPositions
+from dist_lookahead.tasks.attention import Layer, at_positions, new_embedding
 from dist_lookahead.tasks.subwords import PAD
 
 
@@ -31,7 +32,7 @@ class Translator(nn.Module):
 
     def __init__(self, types: int, *, width: int = 512, heads: int = 8, layers: int = 6, dropout: float = 0.1) -> None:
         super().__init__()
-        self.tokens = TokensAtPositions(types, width, dropout)
+        self.embedding, self.dropout = new_embedding(types, width), nn.Dropout(dropout)
         self.encoder = nn.ModuleList(Layer(width, heads, dropout) for _ in range(layers))
         self.decoder = nn.ModuleList(Layer(width, heads, dropout, crossed=True) for _ in range(layers))
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -50,13 +51,13 @@ class Translator(nn.Module):
         mask = (source != PAD)[:, None, None]
         if encoded is None:
             encoded = self._encoded(source, mask)
-        x = self.tokens(target)
+        x = self.dropout(at_positions(target, self.embedding))
         for layer in self.decoder:
             x = layer(x, causal=True, other=encoded, other_mask=mask)
-        return self.tokens.logits(self.decoder_norm(x[:, -1:] if last else x)), encoded
+        return functional.linear(self.decoder_norm(x[:, -1:] if last else x), self.embedding), encoded
 
     def _encoded(self, source: Tensor, mask: Tensor) -> Tensor:
-        x = self.tokens(source)
+        x = self.dropout(at_positions(source, self.embedding))
         for layer in self.encoder:
             x = layer(x, mask=mask)
         return self.encoder_norm(x)
