@@ -109,8 +109,8 @@ def at_positions(tokens: Tensor, embedding: Tensor) -> Tensor:
 def new_embedding(types: int, width: int) -> nn.Parameter:
     """Return E for `at_positions`, (types, width); the output may share it.
 
-    A parameter of the model itself, not of a module inside it: FSDP2 gathers weights where a module's forward is called,
-    and this one is used at both ends of the model.
+    A parameter of the model itself, not of a module inside it: FSDP2 gathers a module's weights for its forward alone,
+    and these are used at both ends of the model.
 
     Raises:
         ValueError: the width is odd.

@@ -1,6 +1,7 @@
 """The protocol between the trainer and what it trains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -32,7 +33,9 @@ class Remembering(Protocol):
 
 
 class Task(Protocol):
-    """A model, its data, its loss and its measure, without a word on how they are trained.
+    """A model, its data and its measure, without a word on how they are trained.
+
+    What a fast step descends on is said by `Minimisation` or by `Game`, and each task is one of them.
 
     A task is handed to data-loading processes and read by many agents, so it is a description plus read-only
     data: it pickles, and no method changes it. What a batch holds depends on the arguments and on how the
@@ -90,13 +93,6 @@ class Task(Protocol):
         """
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return what training minimises: a scalar, the mean over the samples of `batch`, with its graph.
-
-        `batch` lies on the device of `model`.
-        """
-        ...
-
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, float]:
         """Measure `model` on a batch, without a graph.
 
@@ -110,5 +106,66 @@ class Task(Protocol):
         """Turn the total of `evaluate` over all batches and agents into metrics, "loss" among them.
 
         Names that end in a number, such as "mean_7", are coordinates of a vector: recorded, but not shown one by one.
+        """
+        ...
+
+
+@runtime_checkable
+class Minimisation(Task, Protocol):
+    """A task with one loss, on which all weights descend."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what training minimises: a scalar, the mean over the samples of `batch`, with its graph.
+
+        `batch` lies on the device of `model`.
+        """
+        ...
+
+
+Losses = Mapping[str, Callable[[], Tensor]]
+"""Of each player that moves, by the name of its submodule: a scalar with its graph, computed anew at each call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One step of some players of a game, each along the gradient of its own loss; the others stand still.
+
+    With an extrapolation it is an extragradient step (arXiv 1802.10551): the players first take a step of the optimizer
+    along the gradients of `extrapolation`, read those of `losses` there, go back, and step with these.
+
+    Args:
+        losses: of the players that move.
+        extrapolation: of the step ahead; empty for none.
+    """
+
+    losses: Losses
+    extrapolation: Losses = field(default_factory=dict)
+
+
+@runtime_checkable
+class Game(Task, Protocol):
+    """A task of several players, submodules of one model, each with a loss of its own.
+
+    One optimizer and one stack of levels move all of them, so that all slow weights are pulled together.
+    """
+
+    def updates(self, model: nn.Module, batch: Batch) -> Sequence[Update]:
+        """Say what one fast step consists of, at least one update; each is computed when those before are done.
+
+        Random numbers come from torch's global generators, which the caller makes the agent's own. `batch` lies on the
+        device of `model`.
+        """
+        ...
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """A task whose models make images."""
+
+    def pictures(self, model: nn.Module) -> Tensor:
+        """Return images to look at, always those that the model makes of the same inputs.
+
+        Returns:
+            CPU tensor of shape (images, channels, height, width) with values in [0, 1].
         """
         ...

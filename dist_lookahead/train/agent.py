@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.fragments import WHOLE
 from dist_lookahead.optimizer import DistributedLookahead
 from dist_lookahead.sharded import is_sharded
-from dist_lookahead.tasks.task import Batch, Task
+from dist_lookahead.tasks.task import Batch, Game, Minimisation, Pictured, Task
 from dist_lookahead.train import split_weights
 from dist_lookahead.train.config import Config
 from dist_lookahead.train.config_mesh import agreeing
 from dist_lookahead.train.data_parallel import AXIS, count_bytes, shared
 from dist_lookahead.train.dynamics import Dynamics
+from dist_lookahead.train.fast_step import play
 from dist_lookahead.train.inner_loop import InnerLoop, spread_evenly
 from dist_lookahead.train.memory import memory_of, memory_restored, remember
 from dist_lookahead.train.random_state import RandomState, derive_seed
@@ -39,6 +41,8 @@ class Agent:
 
     def __init__(self, config: Config, task: Task, communicator: Communicator, device: torch.device) -> None:
         self.config, self.task, self.communicator, self.device = config, task, communicator, device
+        self._minimisation = task if isinstance(task, Minimisation) else None
+        self._game = task if isinstance(task, Game) else None
         self.random = RandomState(derive_seed(config.run.seed, "agent", communicator.rank), device)
         self.model = self._build_model()
         self.is_split = config.inner.data_parallel == "fsdp2" and split_weights.split(self.model, communicator)
@@ -71,6 +75,7 @@ class Agent:
             seed=config.run.seed,
             order=task.order,
         )
+        self._batch: Batch = ()
         self.step = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.loss_steps = 0
@@ -103,26 +108,25 @@ class Agent:
         self.update()
 
     def backward(self, factor: float) -> None:
-        """Compute the gradients of a fast step."""
+        """Compute the gradients of a fast step; of a game, read the batch that its updates will share."""
         assert self._batches is not None
         self._set_rates(factor)
         with self.random.active():
-            batch = self._to_device(next(self._batches))
-            self.optimizer.zero_grad()
-            with self._precision():
-                loss = self.task.loss(self._forward, batch)
-            self.scaler.scale(loss).backward()
+            self._batch = self._to_device(next(self._batches))
+            if self._minimisation:
+                loss = self._descend(self._minimisation)
+                self._count(loss)
+                self.optimizer.report(loss=loss)
         if self.shares_gradients:
             count = split_weights.count_bytes if self.is_split else count_bytes
             count(self.model, self.communicator)
-        # Counted before the sync, which belongs to this step.
         self.step += 1
-        self.loss_sum += loss.detach()
-        self.optimizer.report(loss=loss)
-        self.loss_steps += 1
 
     def update(self) -> None:
         """Step with the gradients that are there, and meet the others where a sync is due."""
+        if self._game:
+            self.optimizer.step(partial(self._play, self._game))  # pyright: ignore[reportArgumentType] - torch's closures return tensors
+            return
         if self.config.inner.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             clip_grad_norm_(self.model.parameters(), self.config.inner.clip_norm)
@@ -171,6 +175,16 @@ class Agent:
         self.model.train()
         return totals
 
+    @torch.no_grad()
+    def pictures(self) -> Tensor | None:
+        """Return images that the model makes at the weights that it has now; None where it makes none."""
+        if not isinstance(self.task, Pictured):
+            return None
+        self.model.eval()
+        images = self.task.pictures(self.model)
+        self.model.train()
+        return images
+
     def take_loss(self) -> tuple[float, int]:
         """Return the sum of the losses since the last call, and their number."""
         taken = float(self.loss_sum), self.loss_steps
@@ -216,13 +230,37 @@ class Agent:
         with RandomState(derive_seed(self.config.run.seed, "inner loop"), self.device).active():
             return self._measure(split)
 
+    def _descend(self, task: Minimisation) -> Tensor:
+        """Leave the gradients of the loss."""
+        self.optimizer.zero_grad()
+        with self._precision():
+            loss = task.loss(self._forward, self._batch)
+        self.scaler.scale(loss).backward()
+        return loss
+
+    def _play(self, task: Game) -> Tensor:
+        """Take the updates of a fast step, but for the last step.
+
+        Inside the optimizer's step, which notes the slow weights before the first fast step moves any.
+        """
+        with self.random.active():
+            loss = play(task.updates(self.model, self._batch), self.model, self.optimizer.inner, self._precision)
+        self._count(loss)
+        return loss
+
+    def _count(self, loss: Tensor) -> None:
+        """Before the sync, which belongs to this step."""
+        self.loss_sum += loss.detach()
+        self.loss_steps += 1
+
     def _probe(self, step: int) -> None:
         """Compute gradients on the samples of the fast step to come, which this round was not trained on."""
+        assert self._minimisation is not None, "the settings refuse to measure alpha in a game"
         batch = self._to_device(self.task.train_batch(self._sampler.batch(step)))
         random = RandomState(derive_seed(self.config.run.seed, "probe", self.communicator.rank, step), self.device)
         with random.active(), memory_restored(self.model):
             with self._precision():
-                loss = self.task.loss(self._forward, batch)
+                loss = self._minimisation.loss(self._forward, batch)
             # Only the ratio of two sums of these gradients counts, so that a scale for half precision may stay.
             self.scaler.scale(loss).backward()
 

@@ -30,6 +30,7 @@ from dist_lookahead.mesh import Mesh
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.config_faults import ConfigError, Faults, faults_of
 from dist_lookahead.train.config_file import override, read_yaml, write_yaml
+from dist_lookahead.train.config_gan import Gan, Images
 from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_language import Corpus, LanguageModel
 from dist_lookahead.train.config_length import RunLength
@@ -81,7 +82,7 @@ class Config(Section):
     mesh: Annotated[Mesh | None, PlainValidator(read_mesh), PlainSerializer(write_mesh)] = None
     """Axes of the agents by size, such as {node: 2, local: 4}; null for torchrun's nodes and processes on each."""
     task: Annotated[str, one_of(TASKS)] = "vision"
-    """What kind of thing is learnt: vision (of images), language, translation, or quadratic (noisy quadratics)."""
+    """What kind of thing is learnt: vision (of images), language, translation, gan, or quadratic (noisy quadratics)."""
     data: Data | None = None
     """What is trained on; for vision only."""
     model: ModelChoice | None = None
@@ -96,6 +97,10 @@ class Config(Section):
     """The sentence pairs; for translation only."""
     translator: TranslatorChoice | None = None
     """What learns to translate them; for translation only."""
+    images: Images | None = None
+    """The images that are imitated; for gan only."""
+    gan: Gan | None = None
+    """The players; for gan only."""
     inner: Annotated[Inner, PlainValidator(Inner.read), PlainSerializer(Inner.plain)]
     """The fast optimizer."""
     lr_schedule: LrSchedule = ConstantRate()

@@ -22,6 +22,7 @@ from dist_lookahead.replicas import unfit
 from dist_lookahead.schedule import Schedule
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS, build_model
+from dist_lookahead.train.config_gan import GAN_PAIRS
 from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_language import LANGUAGE_PAIRS
 from dist_lookahead.train.config_length import RunLength
@@ -266,4 +267,5 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     *QUADRATIC_PAIRS,
     *LANGUAGE_PAIRS,
     *TRANSLATION_PAIRS,
+    *GAN_PAIRS,
 )

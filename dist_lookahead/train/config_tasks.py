@@ -8,11 +8,13 @@ import inspect
 from collections.abc import Callable
 from typing import Protocol
 
+from dist_lookahead.tasks.gan import GanTask
 from dist_lookahead.tasks.language import LanguageTask
 from dist_lookahead.tasks.quadratic import QuadraticTask
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.tasks.translation import TranslationTask
 from dist_lookahead.tasks.vision import VisionTask
+from dist_lookahead.train.config_gan import Gan, Images
 from dist_lookahead.train.config_language import Corpus, LanguageModel
 from dist_lookahead.train.config_quadratic import Quadratic
 from dist_lookahead.train.config_sections import Data, ModelChoice, Run
@@ -76,6 +78,23 @@ def quadratic(run: Run, quadratic: Quadratic) -> Task:
     )
 
 
+def gan(run: Run, images: Images, gan: Gan) -> Task:
+    """Generative adversarial networks."""
+    return GanTask(
+        data=images.name,
+        path=images.path,
+        download=images.download,
+        latent=gan.latent,
+        width=gan.width,
+        loss=gan.loss,
+        spectral_norm=gan.spectral_norm,
+        step=gan.step,
+        d_steps=gan.d_steps,
+        judge_dir=images.judge_dir,
+        seed=run.seed,
+    )
+
+
 def language(run: Run, corpus: Corpus, language_model: LanguageModel) -> Task:
     """Language modelling."""
     return LanguageTask(
@@ -112,6 +131,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "quadratic": quadratic,
     "language": language,
     "translation": translation,
+    "gan": gan,
 }
 
 

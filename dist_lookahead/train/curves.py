@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -51,7 +52,8 @@ def _losses(axis: Axes, syncs: Sequence[Mapping[str, Any]], evaluations: Sequenc
         if own:
             axis.plot(_column(own, "step"), _column(own, "loss"), "o-", color=colour, label=f"test, {which} weights")
     axis.set_ylabel("loss")
-    axis.set_yscale("log")
+    if not any((np.asarray(line.get_ydata()) <= 0).any() for line in axis.lines):  # a game's may be of any sign
+        axis.set_yscale("log")
 
 
 def _accuracy(axis: Axes, evaluations: Sequence[Mapping[str, Any]]) -> None:

@@ -23,7 +23,12 @@ class RunDirectory:
         self.prediction_picture = path / "prediction.png"
         self.inner_loop = path / "inner_loop.png"
         self.tensorboard = path / "tensorboard"
+        self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
+
+    def picture(self, step: int, weights: str) -> Path:
+        """Return the file of what a model generated after a fast step, at the weights of that kind."""
+        return self.samples / f"step_{step:06d}_{weights}.png"
 
     @classmethod
     def choose(cls, config: Config, *, resume: bool) -> "RunDirectory":

@@ -39,6 +39,7 @@ def _files(directory: RunDirectory) -> Iterator[tuple[str, str]]:
         ("curves", directory.curves),
         ("prediction", directory.prediction_picture),
         ("inside rounds", directory.inner_loop),
+        ("samples", directory.samples),
         ("metrics", directory.metrics),
         ("TensorBoard", directory.tensorboard),
         ("checkpoints", directory.checkpoints),

@@ -14,6 +14,7 @@ from dist_lookahead.train.data_parallel import average_simulated
 from dist_lookahead.train.exchange import sum_over_agents
 from dist_lookahead.train.history import History
 from dist_lookahead.train.inner_loop import as_record, window
+from dist_lookahead.train.picture_grid import write_grid
 from dist_lookahead.train.progress import ProgressDisplay, headlines
 from dist_lookahead.train.recorder import Recorder
 from dist_lookahead.train.run_directory import RunDirectory
@@ -255,6 +256,7 @@ class Trainer:
         for which in self.config.evaluation.weights:
             with all_weights(self.agents, which):
                 sums = [agent.evaluate() for agent in self.agents]
+                self._draw_pictures(which)
             names = self.agents[0].task.measures
             rows = [[own.get(name, 0.0) for name in names] for own in sums]
             totals = sum_over_agents(self.world.communicators, rows, self.world.device)
@@ -277,6 +279,10 @@ class Trainer:
     def _count_seconds(self) -> None:
         self._marked += sum(agent.inner_loop.take_seconds() for agent in self.agents if agent.inner_loop)
         self.history.seconds += time.perf_counter() - self._marked
+
+    def _draw_pictures(self, which: str) -> None:
+        if self.world.leads and (images := self.agents[0].pictures()) is not None:
+            write_grid(images, self.directory.picture(self.step, which))
 
     def _mark(self) -> None:
         """Begin to measure a round; evaluations and checkpoints belong to none."""
