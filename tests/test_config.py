@@ -196,6 +196,8 @@ BAD = [
     ("lr_schedule={name: multistep, milestones: [5, 3]}", "lr_schedule.milestones=[5.0, 3.0] must be above 0 and"),
     ("lr_schedule={name: multistep, milestones: [5], warmup: 9}", "lr_schedule.milestones=[5.0] must not begin before"),
     ("lr_schedule={name: inverse_sqrt}", "lr_schedule.warmup is missing: inverse_sqrt falls from its end on"),
+    ("lr_schedule={name: inverse_sqrt, hold: 0.5}", "lr_schedule.hold=0.5 must be a whole number of steps"),
+    ("lr_schedule={name: inverse_sqrt, hold: 9999}", "lr_schedule.hold=9999 steps ends after the run of 1348 fast"),
     ("inner.clip_norm=0", "inner.clip_norm=0 must be a number above 0, or null"),
     ("inner.clip_norm=yes", "inner.clip_norm='yes' must be a number above 0, or null"),
     ("lr_schedule={name: multistep, milestones: [9999]}", "lr_schedule.milestones: 9999 steps is beyond the end"),

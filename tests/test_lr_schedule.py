@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from dist_lookahead.schedule import Cosine, InverseSqrt, Linear, Piecewise, Schedule, Warmup
+from dist_lookahead.schedule import Cosine, InverseSqrt, Linear, Piecewise, Schedule, Warmup, value_at
+from dist_lookahead.train.config_length import RunLength
+from dist_lookahead.train.config_lr import InverseSqrtRate
 
 STEPS = 60
 
@@ -60,6 +62,20 @@ def test_the_inverse_square_root_behind_its_warmup_is_the_transformers_schedule(
     warmup, factor = 8, Warmup(steps=8, then=InverseSqrt(steps=8))
     theirs = [min(step**-0.5, step * warmup**-1.5) * warmup**0.5 for step in range(1, 100)]
     assert [factor(step) for step in range(99)] == pytest.approx(theirs, rel=1e-12)
+
+
+@pytest.mark.parametrize(("warmup", "hold", "largest"), [(0, 8, (0, 7)), (4, 0, (3, 3)), (4, 4, (3, 7))])
+def test_the_inverse_square_root_falls_from_the_end_of_warmup_and_hold(
+    warmup: int, hold: int, largest: tuple[int, int]
+) -> None:
+    """tensor2tensor's schedule without warm-up holds its rate: from step 1 on, 1 / sqrt(step) would fall at once."""
+    length = RunLength(samples=100, batch_size=1, agents=1, amount=100, unit="steps")
+    rate = InverseSqrtRate(name="inverse_sqrt", warmup=warmup, hold=hold)
+    values = [value_at(rate.factor(length), step) for step in range(100)]
+    first, last = largest
+    assert values[first : last + 1] == [1.0] * (last + 1 - first)
+    assert all(value < 1.0 for value in values[:first] + values[last + 1 :])
+    assert values[4 * (last + 1) - 1] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("kind", [Cosine, Linear])

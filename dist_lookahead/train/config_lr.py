@@ -110,15 +110,22 @@ class InverseSqrtRate(_WarmedUp):
     """The rate falls as one over the square root of the fast step, after a linear warm-up to its largest value."""
 
     name: Literal["inverse_sqrt"]
-    """sqrt(warmup / step) from the end of the warm-up on: the schedule of the first Transformer."""
+    """sqrt(n / step) from step n = warmup + hold on; with a warm-up alone the schedule of the first Transformer."""
+    hold: float = Field(default=0, ge=0)
+    """Length of the largest rate behind the warm-up, or in its place, in `unit`."""
 
     def _after(self, warmup: int, length: RunLength) -> Scheduled:
-        return InverseSqrt(steps=warmup)
+        return InverseSqrt(steps=warmup + length.steps(self.hold, self.unit))
 
     @model_validator(mode="after")
-    def _has_a_warmup(self) -> "InverseSqrtRate":
-        if self.warmup == 0:
-            raise Faults(["lr_schedule.warmup is missing: inverse_sqrt falls from its end on; 4000 steps are common"])
+    def _falls_from_somewhere(self) -> "InverseSqrtRate":
+        if self.warmup + self.hold == 0:
+            fault = (
+                "lr_schedule.warmup is missing: inverse_sqrt falls from its end on; 4000 steps are common, or a hold"
+            )
+            raise Faults([fault])
+        if self.unit == "steps" and self.hold % 1:
+            raise Faults([f"lr_schedule.hold={self.hold} must be a whole number of steps, or unit: epochs"])
         return self
 
 

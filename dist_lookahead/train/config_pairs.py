@@ -27,7 +27,7 @@ from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_language import LANGUAGE_PAIRS
 from dist_lookahead.train.config_length import RunLength
 from dist_lookahead.train.config_levels import Levels
-from dist_lookahead.train.config_lr import CosineRate, LinearRate, LrSchedule, MultistepRate
+from dist_lookahead.train.config_lr import CosineRate, InverseSqrtRate, LinearRate, LrSchedule, MultistepRate
 from dist_lookahead.train.config_mesh import agreeing, shared_axes, sharing_faults, write_mesh
 from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
 from dist_lookahead.train.config_sections import (
@@ -100,6 +100,10 @@ def _rate_faults(length: RunLength, lr_schedule: LrSchedule) -> Iterator[str]:
     decays = isinstance(lr_schedule, CosineRate | LinearRate)
     if warmup > total or (decays and warmup == total):
         yield f"lr_schedule.warmup={lr_schedule.warmup:g} {unit} is longer than the run of {total} fast steps"
+    if isinstance(lr_schedule, InverseSqrtRate) and lr_schedule.hold:
+        hold = length.steps(lr_schedule.hold, unit)
+        if warmup + hold >= total:
+            yield f"lr_schedule.hold={lr_schedule.hold:g} {unit} ends after the run of {total} fast steps: use constant"
     if isinstance(lr_schedule, MultistepRate):
         for milestone in lr_schedule.milestones:
             if length.steps(milestone, unit) >= total:
