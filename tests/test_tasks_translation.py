@@ -73,9 +73,10 @@ def test_multi30ks_layout_is_read(folder: Path) -> None:
 def test_wmts_layout_is_read(tmp_path: Path) -> None:
     """Its sentences hold characters that Python takes for ends of lines; read as such, the rest would be shifted."""
     for part in ("train", "newstest2013", "newstest2014"):
-        (tmp_path / f"{part}.en").write_text("one\u2028two\n\nthree\n", encoding="utf-8")
-        (tmp_path / f"{part}.de").write_text("eins zwei\nleer\ndrei\n", encoding="utf-8")
-    assert open_pairs("wmt14", path=str(tmp_path)).train == [("one\u2028two", "eins zwei"), ("three", "drei")]
+        (tmp_path / f"{part}.en").write_bytes("one\u2028two\rthree\n\nfour\n".encode())
+        (tmp_path / f"{part}.de").write_bytes(b"eins zwei drei\r\nleer\r\nvier\r\n")
+    pairs = open_pairs("wmt14", path=str(tmp_path)).train
+    assert pairs == [("one\u2028two\rthree", "eins zwei drei"), ("four", "vier")]
 
 
 @pytest.mark.parametrize(
@@ -251,14 +252,17 @@ def test_a_beam_of_one_takes_the_likeliest_token_each_time() -> None:
 
 
 def test_a_translation_does_not_depend_on_its_neighbours(numbers: TranslationTask) -> None:
-    """Padding, and sentences that end later, must not change it."""
+    """Padding, and sentences that end later, must not change it; nor that others may be longer where none ends."""
     torch.manual_seed(0)
     model = numbers.model().eval()
-    source, *_ = numbers.test_batch([0, 300])
-    both = beam_search(model, source, beam=3)
-    alone = beam_search(model, source[1:, : int((source[1] != PAD).sum())], beam=3)
-    width = min(both.shape[1], alone.shape[1])
-    assert torch.equal(both[1, :width], alone[0, :width])
+    source, *_ = numbers.test_batch([0, 300, 20])
+    lengths = (source != PAD).sum(1).tolist()
+    assert len(set(lengths)) > 1
+    together = beam_search(model, source, beam=3)
+    for row, length, found in zip(source, lengths, together, strict=True):
+        (alone,) = beam_search(model, row[None, :length], beam=3)
+        assert torch.equal(found[found != PAD], alone[alone != PAD])
+        assert (alone != PAD).sum() <= length * 3 // 2 + 10
 
 
 def test_bleu_adds_up_over_batches_to_that_of_the_corpus() -> None:

@@ -18,9 +18,11 @@ def beam_search(model: nn.Module, source: Tensor, *, beam: int = 1, length_penal
         beam: partial translations of a sentence that are kept, >= 1.
         length_penalty: 0 for the plain likelihood, which prefers short translations.
 
-    Reference: arXiv 1609.08144, eq. 14, with sentences of at most 1.5 times the longest source and 10 more tokens.
+    Reference: arXiv 1609.08144, eq. 14, with sentences of at most 1.5 times the source and 10 more tokens.
     """
-    sentences, longest = len(source), source.shape[1] * 3 // 2 + 10
+    sentences = len(source)
+    # Of each its own, not the batch's: what is measured must not depend on how many are decoded side by side.
+    longest = (source != PAD).sum(1, keepdim=True) * 3 // 2 + 10
     _, encoded = model(source, source.new_full((sentences, 1), BEGIN), last=True)
     source, encoded = (part.repeat_interleave(beam, 0) for part in (source, encoded))
     prefixes = source.new_full((sentences * beam, 1), BEGIN)
@@ -29,29 +31,27 @@ def beam_search(model: nn.Module, source: Tensor, *, beam: int = 1, length_penal
     scores[:, 0] = 0.0
     ended = torch.zeros_like(scores, dtype=torch.bool)
     first = torch.arange(sentences, device=source.device)[:, None] * beam
-    for _ in range(longest):
+    while not (done := ended | (prefixes.shape[1] > longest)).all():
         logits, _ = model(source, prefixes, encoded, last=True)
-        scores, chosen, tokens = _extended(scores, ended, prefixes, logits[:, 0].float(), length_penalty)
+        scores, chosen, tokens = _extended(scores, done, prefixes, logits[:, 0].float(), length_penalty)
         prefixes = torch.cat((prefixes[(first + chosen).flatten()], tokens.view(-1, 1)), dim=1)
         ended = ended.gather(1, chosen) | (tokens == END)
-        if ended.all():
-            break
     # They are in their order, but one that has not ended is taken only where none has.
     taken = (torch.arange(beam, device=source.device) + beam * ~ended).argmin(1)
     return prefixes[first[:, 0] + taken, 1:]
 
 
 def _extended(
-    scores: Tensor, ended: Tensor, prefixes: Tensor, logits: Tensor, length_penalty: float
+    scores: Tensor, done: Tensor, prefixes: Tensor, logits: Tensor, length_penalty: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores, parents and last tokens, each (B, beam), of the best prefixes that are one token longer."""
     sentences, beam = scores.shape
     steps = logits.log_softmax(1).view(sentences, beam, -1)
     steps[:, :, [PAD, BEGIN]] = -torch.inf
     nothing = torch.full_like(steps, -torch.inf)
-    nothing[:, :, PAD] = 0.0  # what has ended goes on as it is
-    steps = torch.where(ended[:, :, None], nothing, steps)
-    lengths = (prefixes[:, 1:] != PAD).sum(1).view(sentences, beam) + ~ended
+    nothing[:, :, PAD] = 0.0  # what is done, at its end or its largest length, goes on as it is
+    steps = torch.where(done[:, :, None], nothing, steps)
+    lengths = (prefixes[:, 1:] != PAD).sum(1).view(sentences, beam) + ~done
     totals = scores[:, :, None] + steps
     ranked = totals / ((5 + lengths[:, :, None]) / 6) ** length_penalty
     best = ranked.flatten(1).topk(beam).indices

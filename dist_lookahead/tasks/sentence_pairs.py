@@ -126,8 +126,8 @@ def _read(source: Path, target: Path) -> Pairs:
 
 def _lines(file: Path) -> list[str]:
     try:
-        # At line feeds alone: other characters that break lines occur within sentences of WMT.
-        lines: Iterable[str] = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        # At line feeds alone: other characters that break lines, carriage returns too, occur within sentences of WMT.
+        lines: Iterable[str] = file.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} could not be read: {error}") from error
     return [line.strip() for line in lines]
