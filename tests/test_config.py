@@ -177,6 +177,7 @@ BAD = [
     ("inner=SGD", "inner='SGD' must have a name"),
     ("inner.name=sgd", "inner.name='sgd' is unknown; did you mean 'SGD'? allowed: A"),
     ("inner.name=LBFGS", "inner.name='LBFGS' needs a closure"),
+    ("inner.name=ASGD", "inner.name='ASGD' keeps the average of its weights where nothing evaluates it: take SGD"),
     ("inner.momentun=0.9", "inner.momentun is unknown; did you mean 'momentum'? allowed: lr, momentum"),
     ("inner.params=[1]", "inner.params is unknown; allowed: lr, momentum"),
     ("inner.lr='0.1'", "inner.lr='0.1' must be a number"),

@@ -17,6 +17,8 @@ from tests.training import Crash, crash_before, differences, final_states, folde
 CONFIGS = Path(__file__).parents[1] / "configs"
 LSTM = {"name": "lstm", "embedding": 8, "hidden": 8, "layers": 2, "dropout_between": 0.2, "dropout_weights": 0.3}
 
+AVERAGED_FROM_4 = {"piecewise": {"values": [1.0, 0.2], "boundaries": [4]}}
+
 
 def language(folder: Path, **sections: Any) -> Any:
     """A run of a few steps on the text that every installation has."""
@@ -40,7 +42,7 @@ def language(folder: Path, **sections: Any) -> Any:
         pytest.param({}, id="one agent"),
         pytest.param({"agents": 2}, id="two agents"),
         pytest.param({"precision": "bf16"}, id="bf16"),
-        pytest.param({"inner": {"name": "ASGD", "lr": 2.0, "lambd": 0.0, "t0": 2.0}}, id="averaged SGD"),
+        pytest.param({"levels": {"recipe": "polyak", "alpha": AVERAGED_FROM_4}}, id="averaged SGD"),
         pytest.param({"language_model": {"name": "transformer", "width": 8, "layers": 1}}, id="Transformer"),
     ],
 )

@@ -14,6 +14,7 @@ from dist_lookahead.notation import is_unknown
 from dist_lookahead.train.config_faults import Faults, shown
 
 UNFIT = {
+    "ASGD": "keeps the average of its weights where nothing evaluates it: take SGD, and levels: {recipe: polyak}",
     "LBFGS": "needs a closure, which the trainer does not give",
     "SparseAdam": "needs sparse gradients, which no model here has",
     "Muon": "takes matrices only, and every model here has vectors too",
