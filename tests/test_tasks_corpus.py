@@ -36,9 +36,9 @@ def test_a_smaller_vocabulary_keeps_the_most_frequent_words(ptb: Path) -> None:
 
 
 def test_empty_lines_of_wikitext_count(tmp_path: Path) -> None:
-    """Its published numbers of tokens include an <eos> for each."""
+    """Its published numbers of tokens include an <eos> for each, and none for other separators within a line."""
     for part in ("train", "valid", "test"):
-        (tmp_path / f"wiki.{part}.tokens").write_text(" \n = Title = \n\n A word . \n")
+        (tmp_path / f"wiki.{part}.tokens").write_text(" \n = Title = \n\n A\u2028word . \n", encoding="utf-8")
     train, _, _ = read(tmp_path, "wikitext")
     assert train == ["<eos>", "=", "Title", "=", "<eos>", "<eos>", "A", "word", ".", "<eos>"]
 

@@ -109,6 +109,16 @@ def test_losses_are_those_of_the_two_players(loss: str, step: str, kept: str) ->
     torch.testing.assert_close(losses["generator"](), rule.generator(fake).mean())
 
 
+def test_losses_keep_their_digits_under_autocast(kept: str) -> None:
+    """What the networks compute in bf16 has eight bits; a mean that is rounded to as many hides what a step changes."""
+    task = build(kept, loss="hinge")
+    (images,) = task.train_batch([(0, index) for index in range(8)])
+    for update in task.updates(players(task), (images,)):
+        for loss in update.losses.values():
+            with torch.autocast("cpu", torch.bfloat16):
+                assert loss().dtype == torch.float32
+
+
 def test_each_update_of_the_discriminator_sees_real_images_of_its_own(kept: str) -> None:
     task = build(kept, d_steps=3)
     model = players(task)

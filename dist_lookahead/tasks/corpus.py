@@ -160,9 +160,11 @@ def _split(text: str) -> Parts:
 def _tokens(text: str, unit: str, *, raw: bool) -> list[str]:
     if unit == "characters":
         return list(text)
-    lines = (re.findall(r"\w+|[^\w\s]", line.lower()) if raw else line.split() for line in text.splitlines())
+    # At line feeds alone: other characters that end lines for Python would add to the papers' count of "<eos>".
+    lines = text.removesuffix("\n").split("\n")
+    words = (re.findall(r"\w+|[^\w\s]", line.lower()) if raw else line.split() for line in lines)
     # Empty lines separate articles in wikitext; in a raw text they are layout.
-    return list(chain.from_iterable((*line, END_OF_LINE) for line in lines if line or not raw))
+    return list(chain.from_iterable((*line, END_OF_LINE) for line in words if line or not raw))
 
 
 def _types(tokens: Sequence[str], size: int | None) -> tuple[str, ...]:

@@ -195,11 +195,13 @@ class GanTask:
         with torch.no_grad():
             generated = model(self._noise(images))
         rule = self._adversarial
-        return rule.real(model.discriminator(images)).mean() + rule.fake(model.discriminator(generated)).mean()
+        # In float32, also under autocast: the mean of a batch in bf16 would have three digits.
+        real, fake = (model.discriminator(x).float() for x in (images, generated))
+        return rule.real(real).mean() + rule.fake(fake).mean()
 
     def _generator_loss(self, model: Players, images: Tensor) -> Tensor:
         """On as many images as there are real ones in a part."""
-        return self._adversarial.generator(model.discriminator(model(self._noise(images)))).mean()
+        return self._adversarial.generator(model.discriminator(model(self._noise(images))).float()).mean()
 
     def _noise(self, images: Tensor) -> Tensor:
         return torch.randn(len(images), self._latent, device=images.device)
