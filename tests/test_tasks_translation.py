@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_lookahead.tasks import subwords as subwords_module
+from dist_lookahead.tasks.attention import Past
 from dist_lookahead.tasks.bleu import bleu, bleu_counts
 from dist_lookahead.tasks.decoding import beam_search
 from dist_lookahead.tasks.number_words import english, german
@@ -198,10 +199,9 @@ class Chain(nn.Module):
         self.table[:, :, END] += 2.0
 
     def forward(
-        self, source: Tensor, target: Tensor, encoded: Tensor | None = None, *, last: bool = False
+        self, source: Tensor, target: Tensor, encoded: Tensor | None = None, *, pasts: object = None
     ) -> tuple[Tensor, Tensor]:
-        logits = self.table[source[:, :1], target]
-        return logits[:, -1:] if last else logits, source.float()[:, :, None]
+        return self.table[source[:, :1], target], source.float()[:, :, None]
 
 
 def best_by_trying(model: Chain, start: int, length: int, penalty: float) -> tuple[int, ...]:
@@ -249,6 +249,24 @@ def test_a_beam_of_one_takes_the_likeliest_token_each_time() -> None:
             token = int(allowed.argmax())
             expected.append(token)
         assert row == expected + [PAD] * (len(row) - len(expected))
+
+
+def test_reading_on_is_reading_anew() -> None:
+    """Or a translation would not be the one that the training learns; also where the beam goes on from other rows."""
+    torch.manual_seed(0)
+    model = Translator(20, width=8, heads=2, layers=2).eval()
+    source = torch.tensor([[3, 4, END], [3, 4, END], [5, END, PAD], [5, END, PAD]])
+    target = torch.randint(3, 20, (4, 5))
+    chosen = torch.tensor([1, 1, 2, 3])  # each from a row of its own sentence
+    pasts: list[Past] = []
+    _, encoded = model(source, target)
+    for place in range(3):
+        model(source, target[:, place : place + 1], encoded, pasts=pasts)
+    for past in pasts:
+        past.choose(chosen)
+    grown = torch.cat((target[chosen, :3], target[:, 3:4]), dim=1)
+    logits, _ = model(source, grown[:, 3:], encoded, pasts=pasts)
+    torch.testing.assert_close(logits[:, 0], model(source, grown)[0][:, -1])
 
 
 def test_a_translation_does_not_depend_on_its_neighbours(numbers: TranslationTask) -> None:

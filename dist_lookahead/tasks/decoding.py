@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from dist_lookahead.tasks.attention import Past
 from dist_lookahead.tasks.subwords import BEGIN, END, PAD
 
 
@@ -23,7 +24,7 @@ def beam_search(model: nn.Module, source: Tensor, *, beam: int = 1, length_penal
     sentences = len(source)
     # Of each its own, not the batch's: what is measured must not depend on how many are decoded side by side.
     longest = (source != PAD).sum(1, keepdim=True) * 3 // 2 + 10
-    _, encoded = model(source, source.new_full((sentences, 1), BEGIN), last=True)
+    _, encoded = model(source, source.new_full((sentences, 1), BEGIN))
     source, encoded = (part.repeat_interleave(beam, 0) for part in (source, encoded))
     prefixes = source.new_full((sentences * beam, 1), BEGIN)
     # At first all of a sentence's prefixes are the same one: it is extended once.
@@ -31,10 +32,14 @@ def beam_search(model: nn.Module, source: Tensor, *, beam: int = 1, length_penal
     scores[:, 0] = 0.0
     ended = torch.zeros_like(scores, dtype=torch.bool)
     first = torch.arange(sentences, device=source.device)[:, None] * beam
+    pasts: list[Past] = []
     while not (done := ended | (prefixes.shape[1] > longest)).all():
-        logits, _ = model(source, prefixes, encoded, last=True)
+        logits, _ = model(source, prefixes[:, -1:], encoded, pasts=pasts)
         scores, chosen, tokens = _extended(scores, done, prefixes, logits[:, 0].float(), length_penalty)
-        prefixes = torch.cat((prefixes[(first + chosen).flatten()], tokens.view(-1, 1)), dim=1)
+        parents = (first + chosen).flatten()
+        prefixes = torch.cat((prefixes[parents], tokens.view(-1, 1)), dim=1)
+        for past in pasts if beam > 1 else ():
+            past.choose(parents)
         ended = ended.gather(1, chosen) | (tokens == END)
     # They are in their order, but one that has not ended is taken only where none has.
     taken = (torch.arange(beam, device=source.device) + beam * ~ended).argmin(1)

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_lookahead.tasks.attention import Layer, at_positions, new_embedding
+from dist_lookahead.tasks.attention import Layer, Past, at_positions, new_embedding
 from dist_lookahead.tasks.subwords import PAD
 
 
@@ -38,7 +38,7 @@ class Translator(nn.Module):
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(
-        self, source: Tensor, target: Tensor, encoded: Tensor | None = None, *, last: bool = False
+        self, source: Tensor, target: Tensor, encoded: Tensor | None = None, *, pasts: list[Past] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return logits (B, T, V) of the tokens behind those of the target, and the encoded source (B, S, width).
 
@@ -46,15 +46,17 @@ class Translator(nn.Module):
             source: (B, S), padded with PAD behind its end.
             target: (B, T), from BEGIN on; what is padded behind its end is seen by nothing before.
             encoded: the source as an earlier call has encoded it.
-            last: return logits (B, 1, V) of the last place alone.
+            pasts: what the decoder has read before, [] at first: the target is then the next token alone, (B, 1).
         """
         mask = (source != PAD)[:, None, None]
         if encoded is None:
             encoded = self._encoded(source, mask)
-        x = self.dropout(at_positions(target, self.embedding))
-        for layer in self.decoder:
-            x = layer(x, causal=True, other=encoded, other_mask=mask)
-        return functional.linear(self.decoder_norm(x[:, -1:] if last else x), self.embedding), encoded
+        if pasts is not None and not pasts:
+            pasts.extend(Past() for _ in self.decoder)
+        x = self.dropout(at_positions(target, self.embedding, pasts[0].length if pasts else 0))
+        for layer, past in zip(self.decoder, pasts or [None] * len(self.decoder), strict=True):
+            x = layer(x, causal=True, other=encoded, other_mask=mask, past=past)
+        return functional.linear(self.decoder_norm(x), self.embedding), encoded
 
     def _encoded(self, source: Tensor, mask: Tensor) -> Tensor:
         x = self.dropout(at_positions(source, self.embedding))
