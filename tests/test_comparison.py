@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -114,3 +115,46 @@ def test_a_folder_without_a_run_and_a_run_given_twice_are_refused(
     assert "holds no run" in capsys.readouterr().err
     assert main(["compare", str(runs[0]), str(runs[0]), "--out", str(tmp_path)]) == 2
     assert "is given twice" in capsys.readouterr().err
+
+
+def test_runs_may_be_picked_by_name(runs: list[Path], tmp_path: Path) -> None:
+    numbers = compare(runs, tmp_path, "--only", "lr0.1-*", "--y", "loss")
+    assert list(numbers["loss"]) == ["lr0.1-0"]
+
+
+def test_each_method_may_be_shown_at_its_best_setting(runs: list[Path], tmp_path: Path) -> None:
+    """Methods at one learning rate that suits one of them are no comparison."""
+    finals = {lr: fmean(final_loss(run) for run in runs if f"lr{lr}-" in run.name) for lr in (0.05, 0.1)}
+    best = min(finals, key=lambda lr: finals[lr])
+    numbers = compare(runs, tmp_path, "--tuned", "inner.lr", "--y", "loss")
+    assert list(numbers["loss"]) == [f"lr{best}-0, inner.lr={best}"]
+
+
+def test_a_diverged_run_is_no_best_one(runs: list[Path], tmp_path: Path) -> None:
+    """Its method would be shown by the seeds that were lucky."""
+    finals = {run: final_loss(run) for run in runs}
+    moved = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    lucky = moved[runs.index(min(finals, key=lambda run: finals[run]))]
+    (lucky / "outcome.json").unlink()
+    other = next(run for run in moved if run.name.split("-")[0] != lucky.name.split("-")[0])
+    numbers = compare(moved, tmp_path / "out", "--tuned", "inner.lr", "--y", "loss")
+    (label,) = numbers["loss"]
+    assert label.startswith(other.name.split("-")[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--only", "lr0.2*"], "--only 'lr0.2*' fits no run; there are: lr0.05-0, lr0.05-1, lr0.1-0, lr0.1-1"),
+        (["--tuned", "levels.tau"], "--tuned levels.tau: the runs do not differ in it; remove it"),
+    ],
+)
+def test_a_choice_without_effect_is_refused(
+    options: list[str], error: str, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "out"), *options]) == 2
+    assert error in capsys.readouterr().err
+
+
+def final_loss(run: Path) -> float:
+    return recorded(run, "evaluation")[-1]["loss"]

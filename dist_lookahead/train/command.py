@@ -108,6 +108,16 @@ def _add_comparisons(commands: Any) -> None:
     compare.add_argument(
         "--group-by", nargs="+", default=[], metavar="KEY", help="settings of a group (default: all but run.seed)"
     )
+    compare.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="runs, or methods of a sweep; * stands for anything"
+    )
+    compare.add_argument(
+        "--tuned",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="show each method at its best value of these settings alone",
+    )
     compare.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write (default: %(default)s)")
     compare.set_defaults(run=_compare)
 
@@ -193,7 +203,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    print(write_comparison(options.folders, options.out, x=options.x, y=options.y, group_by=options.group_by))
+    chosen = {"group_by": options.group_by, "only": options.only, "tuned_over": options.tuned}
+    print(write_comparison(options.folders, options.out, x=options.x, y=options.y, **chosen))
     print("", f"Also in {options.out}, with curves", sep="\n")
     return 0
 

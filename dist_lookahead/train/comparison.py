@@ -1,8 +1,10 @@
 """Runs beside each other: in groups of repetitions, as curves with mean and spread, and as a table."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,49 @@ def grouped(entries: Sequence[Entry], keys: Sequence[str]) -> list[Group]:
     return [Group(_columns(own, differing, keys), [entry.run for entry in own]) for own in groups.values()]
 
 
+def named(entries: Sequence[Entry], patterns: Sequence[str]) -> list[Entry]:
+    """Return the runs whose name, in a sweep that of their method, fits a pattern; all of them where none is given.
+
+    Args:
+        entries: of any names.
+        patterns: names in which * stands for anything.
+
+    Raises:
+        ValueError: a pattern fits no run.
+    """
+    names = [str(entry.columns["run"] if entry.columns else entry.run.settings["run.name"]) for entry in entries]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"--only {pattern!r} fits no run; there are: {', '.join(dict.fromkeys(names))}")
+    fit = [not patterns or any(fnmatchcase(name, pattern) for pattern in patterns) for name in names]
+    return [entry for entry, fits in zip(entries, fit, strict=True) if fits]
+
+
+def tuned(groups: Sequence[Group], keys: Sequence[str]) -> list[Group]:
+    """Keep, of the groups that differ in these settings alone, the one of the lowest final test loss.
+
+    A group with a diverged or unfinished run is kept only where no other is whole.
+
+    Args:
+        groups: at least one.
+        keys: paths of settings, such as inner.lr; none to keep all groups.
+
+    Raises:
+        ValueError: the groups do not differ in a setting.
+    """
+    for key in keys:
+        if not any(key in group.columns for group in groups):
+            raise ValueError(f"--tuned {key}: the runs do not differ in it; remove it")
+    best: dict[str, Group] = {}
+    for group in groups:
+        alike = {
+            name: value for name, value in group.columns.items() if name not in keys and not _names_itself(group, name)
+        }
+        rival = best.setdefault(json.dumps(alike), group)
+        best[json.dumps(alike)] = min(rival, group, key=_final_loss)
+    return list(best.values()) if keys else list(groups)
+
+
 def names_of_curves(entries: Sequence[Entry], wanted: Sequence[str]) -> list[str]:
     """Return what to draw: what is wanted, or losses and accuracy where there are some.
 
@@ -142,6 +187,16 @@ def _columns(own: Sequence[Entry], differing: Sequence[str], keys: Sequence[str]
         return dict(first.columns)
     settings = {path: shown(first.run.settings[path]) for path in differing if path in first.run.settings}
     return settings if keys else {"run": first.run.settings["run.name"], **settings}
+
+
+def _names_itself(group: Group, column: str) -> bool:
+    """Whether a column holds the name of a run that belongs to no sweep, and that nothing else has."""
+    return column == "run" and group.columns[column] == group.runs[0].settings["run.name"]
+
+
+def _final_loss(group: Group) -> tuple[bool, float]:
+    losses = group.values().get("test_loss", [])
+    return len(losses) < len(group.runs), mean_and_spread(losses)[0] if losses else math.inf
 
 
 def _names(record: Mapping[str, Any]) -> Iterator[str]:

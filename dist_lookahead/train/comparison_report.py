@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from dist_lookahead.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SMALL, label, new_figure, save
-from dist_lookahead.train.comparison import Curve, curve, grouped, names_of_curves, read_entries
+from dist_lookahead.train.comparison import Curve, curve, grouped, named, names_of_curves, read_entries, tuned
 from dist_lookahead.train.result_table import markdown, title
 
 NAME, TABLE = "comparison", "comparison.md"
@@ -15,7 +15,14 @@ UNITS = {"steps": "fast steps", "epochs": "epochs", "seconds": "seconds of train
 
 
 def write_comparison(
-    folders: Sequence[Path], out: Path, *, x: str = "steps", y: Sequence[str] = (), group_by: Sequence[str] = ()
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    x: str = "steps",
+    y: Sequence[str] = (),
+    group_by: Sequence[str] = (),
+    only: Sequence[str] = (),
+    tuned_over: Sequence[str] = (),
 ) -> str:
     """Write curves as PNG and JSON, and the table of final values as Markdown; return the table.
 
@@ -25,12 +32,14 @@ def write_comparison(
         x: "steps", "epochs", "seconds" or "bytes".
         y: what to draw, a panel each; none for losses and accuracy.
         group_by: settings in which the runs of a group agree; none for all settings but the seed.
+        only: patterns of names; none for all runs.
+        tuned_over: settings of which each group is shown at its best value alone, by final test loss.
 
     Raises:
         ValueError: a folder holds no run, or a name is unknown.
     """
-    entries = read_entries(folders)
-    groups = grouped(entries, group_by)
+    entries = named(read_entries(folders), only)
+    groups = tuned(grouped(entries, group_by), tuned_over)
     names = names_of_curves(entries, y)
     if not names:
         raise ValueError("nothing is recorded yet in these runs: there is nothing to compare")

@@ -22,7 +22,7 @@ from dist_lookahead.train.result_table import COST
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.signals import LAST_WORDS, STOPPING
 from dist_lookahead.train.sweep_file import Point, Sweep
-from dist_lookahead.train.sweep_results import folder_of, result_of
+from dist_lookahead.train.sweep_results import folder_of, result_of, write_results
 
 FAILED = 1
 PAUSE = 0.1  # seconds between two looks at the runs
@@ -49,6 +49,7 @@ def run_sweep(sweep: Sweep, points: Sequence[Point], *, jobs: int | None, say: S
         raise ValueError(f"--jobs={jobs} must be at least 1")
     _require_own_folders(sweep, points)
     with _locked(sweep.folder) as lock, _Signals() as signals:
+        write_results(sweep.folder, points)  # so that what is there can be compared while the rest runs
         runs = _Runs(sweep, lock, total=len(points), say=say)
         waiting = [point for point in points if not runs.skip(point)]
         at_once = jobs or max(1, len(os.sched_getaffinity(0)) // sweep.threads)
