@@ -7,7 +7,9 @@ import pytest
 
 from dist_lookahead.train.command import main
 from dist_lookahead.train.config import ConfigError
+from dist_lookahead.train.outcome import write_outcome
 from dist_lookahead.train.recorder import read_metrics
+from dist_lookahead.train.run_directory import RunDirectory
 from tests.launching import run
 from tests.training import (
     Crash,
@@ -160,3 +162,25 @@ def test_weights_that_are_not_whole_before_a_sync_are_not_measured(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         small_config(tmp_path, probe={"name": "inner_loop"}, **sections)
+
+
+def test_a_comparison_says_what_fast_steps_and_syncs_change(tmp_path: Path) -> None:
+    """Over all rounds of the window and all seeds; beside the picture of one run that is what holds."""
+    folders, changes = [], []
+    for seed in (0, 1):
+        run = {"name": f"seed{seed}", "seed": seed}
+        config = small_config(tmp_path, run=run, probe={"start": 4}, agents=2, evaluation={"every": None})
+        write_outcome(RunDirectory(folder_of(config)), train(config))
+        folders.append(str(folder_of(config)))
+        losses = [value for record in probed(folder_of(config)) for value in record["loss"]]
+        # After the syncs of 4, 8, 12 and 13, with 4, 4 and 1 fast steps between.
+        by_steps = [losses[4] - losses[0], losses[9] - losses[5], losses[11] - losses[10]]
+        by_sync = [losses[5] - losses[4], losses[10] - losses[9], losses[12] - losses[11]]
+        changes.append((sum(by_steps) / 3, sum(by_sync) / 3))
+    assert main(["compare", *folders, "--out", str(tmp_path / "out")]) == 0
+    table = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8").split("\n\n")[2]
+    titles, _, cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    shown = dict(zip(titles, cells, strict=True))
+    for which, title in enumerate(("test loss by fast steps", "test loss by sync")):
+        mean = (changes[0][which] + changes[1][which]) / 2
+        assert float(shown[title].split(" ± ")[0]) == pytest.approx(mean, rel=1e-3)

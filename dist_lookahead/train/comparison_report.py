@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 
 from dist_lookahead.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SMALL, label, new_figure, save
 from dist_lookahead.train.comparison import Curve, curve, grouped, named, names_of_curves, read_entries, tuned
+from dist_lookahead.train.inner_loop_table import inside_rounds
 from dist_lookahead.train.result_table import markdown, title
 
 NAME, TABLE = "comparison", "comparison.md"
@@ -45,7 +46,7 @@ def write_comparison(
         raise ValueError("nothing is recorded yet in these runs: there is nothing to compare")
     curves = {name: {group.label: curve(group, name, x) for group in groups} for name in names}
     _draw(curves, out, x)
-    table = "\n".join(markdown(groups))
+    table = "\n".join([*markdown(groups), *inside_rounds(groups)])
     (out / TABLE).write_text(f"{table}\n", encoding="utf-8")
     return table
 

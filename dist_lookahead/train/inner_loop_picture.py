@@ -20,7 +20,7 @@ def draw_inner_loop(picture: Path, title: str, records: Sequence[Mapping[str, An
         title: above all.
         records: a run's metrics; those of kind "probe" are drawn, and without any nothing is written.
     """
-    columns = _joined([record for record in records if record["kind"] == "probe"])
+    columns = joined([record for record in records if record["kind"] == "probe"])
     names = list(headlines({name: 0 for name in columns if name not in ("fast_step", "after")}))[:SHOWN]
     if not names:
         return
@@ -30,7 +30,8 @@ def draw_inner_loop(picture: Path, title: str, records: Sequence[Mapping[str, An
     save(figure, picture.parent, picture.stem, columns)
 
 
-def _joined(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def joined(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return what records of probes hold as lists over all moments of the window."""
     names = dict.fromkeys(name for record in records for name in record if name not in ("kind", "step"))
     return {name: [value for record in records for value in record[name]] for name in names}
 

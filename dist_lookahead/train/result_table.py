@@ -58,11 +58,11 @@ def markdown(groups: Sequence[Group]) -> Iterator[str]:
     names = list(dict.fromkeys(name for own in values for name in own if name not in COST))
     names += [name for name in COST if any(name in own for own in values)]
     titles = [*shared, "runs", *map(title, names)]
-    yield _row(titles)
-    yield _row(["---"] * (len(shared) + 1) + ["---:"] * len(names))
+    yield row(titles)
+    yield row(["---"] * (len(shared) + 1) + ["---:"] * len(names))
     for group, own in zip(groups, values, strict=True):
         cells = [group.columns.get(name, "") for name in shared]
-        yield _row([*cells, group.states(), *(_cell(name, own.get(name, [])) for name in names)])
+        yield row([*cells, group.states(), *(cell(name, own.get(name, [])) for name in names)])
     yield ""
     yield NOTE
 
@@ -87,11 +87,12 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """Return a line of a table in Markdown."""
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def _cell(name: str, values: Sequence[float]) -> str:
+def cell(name: str, values: Sequence[float]) -> str:
     """Write mean ± spread, to the digits that make sense."""
     if not values:
         return ""
