@@ -31,11 +31,11 @@ from dist_lookahead import (
     slowmo_over,
     streaming_diloco,
 )
+from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.planner.forecast import Forecast, forecast
 from dist_lookahead.planner.link import EXCHANGE, Link, Transfer, read_bandwidth, read_latency, read_link
 from dist_lookahead.planner.rehearsal import COUNTED, Rehearsal, rehearse
 from dist_lookahead.planner.tape import Arithmetic, Event, Start, Step, Wait
-from dist_lookahead.comm.simulated import simulate
 from tests.digits_training import FAST, make_agent, make_model
 
 NODES = Mesh((2, 4), ("node", "local"))

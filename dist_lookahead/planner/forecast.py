@@ -96,7 +96,7 @@ def forecast(rehearsal: Rehearsal, step_seconds: float, links: Mapping[str, Link
         >>> from torch import nn, optim
         >>> from dist_lookahead import Mesh, local_sgd
         >>> from dist_lookahead.planner.rehearsal import rehearse
-        >>> noted = rehearse(local_sgd(tau=4), nn.Linear(1000, 1, bias=False), lambda p: optim.SGD(p, lr=0.1), Mesh((2,)))
+        >>> noted = rehearse(local_sgd(tau=4), nn.Linear(1000, 1, bias=False), optim.SGD, Mesh((2,)))
         >>> told = forecast(noted, step_seconds=1.0, links={"world": Link(bandwidth=1000.0)})
         >>> round(told.bytes_sent), round(told.exposed_seconds, 3)  # 1000 x 4 bytes and 32 of mail, in 4 steps
         (1008, 1.008)
