@@ -33,7 +33,7 @@ from dist_lookahead import (
 )
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.planner.forecast import Forecast, forecast
-from dist_lookahead.planner.link import EXCHANGE, Link, Transfer, read_bandwidth, read_latency, read_link
+from dist_lookahead.planner.link import EXCHANGE, Link, Transfer, read_bandwidth, read_latency, read_link, with_world
 from dist_lookahead.planner.rehearsal import COUNTED, Rehearsal, rehearse
 from dist_lookahead.planner.tape import Arithmetic, Event, Start, Step, Wait
 from tests.digits_training import FAST, make_agent, make_model
@@ -98,7 +98,7 @@ def test_a_rehearsal_sends_the_bytes_of_a_training(name: str, mesh: Mesh) -> Non
     noted = rehearse(levels, make_model(), FAST["momentum"], mesh)
     expected = sent_in_training(levels, mesh, noted.period)
     assert sent_in_rehearsal(noted) == {axis: sent for axis, sent in expected.items() if sent}
-    told = forecast(noted, 1.0, {axis: Link(bandwidth=1e6) for axis in mesh.names})
+    told = forecast(noted, 1.0, {axis: Link(bandwidth=1e6) for axis in (*mesh.names, "world")})
     assert told.bytes_sent * COUNTED * noted.period == pytest.approx(sum(expected.values()), rel=1e-12)
 
 
@@ -160,16 +160,21 @@ def test_collectives_along_an_axis_go_one_after_the_other() -> None:
     assert by_hand(events, 1.0, Link(bandwidth=1000)).exposed_seconds == pytest.approx(1.5)
 
 
-def test_along_two_axes_they_go_side_by_side_and_the_world_is_as_slow_as_the_slowest() -> None:
-    near, far, all_of_them = (
-        Transfer(axis=axis, collective="all_reduce", nbytes=1000, agents=2) for axis in ("local", "node", "world")
-    )
+def test_along_two_axes_they_go_side_by_side() -> None:
+    near, far = (Transfer(axis=axis, collective="all_reduce", nbytes=1000, agents=2) for axis in ("local", "node"))
     links = {"local": Link(bandwidth=1000), "node": Link(bandwidth=250, latency=1.0)}
-    for transfers, exposed in (([near, far], 6.0), ([near], 1.0), ([all_of_them], 6.0)):
+    for transfers, exposed in (([near, far], 6.0), ([near], 1.0), ([near, near], 2.0)):
         starts = [Start(number, one) for number, one in enumerate(transfers)]
         events = [Step(), *starts, *(Wait(number) for number in range(len(transfers)))]
         noted = Rehearsal(levels=(), events=tuple(events * 2 * COUNTED), period=1, weights=4, kept=0)
         assert forecast(noted, 1.0, links).exposed_seconds == pytest.approx(exposed)
+
+
+def test_a_ring_through_all_agents_crosses_between_nodes_once_for_each_node() -> None:
+    links = {"node": Link(bandwidth=100, latency=4.0), "local": Link(bandwidth=1000, latency=1.0)}
+    assert with_world(links, Mesh((2, 2), ("node", "local")))["world"] == Link(bandwidth=100, latency=2.5)
+    assert with_world(links, Mesh((3, 1), ("node", "local")))["world"] == links["node"]
+    assert with_world(links, Mesh((1, 3), ("node", "local")))["world"] == links["local"]
 
 
 @pytest.mark.parametrize(

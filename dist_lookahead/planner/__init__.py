@@ -5,4 +5,5 @@ tape         what an agent does, in order: fast steps, arithmetic, collectives, 
 rehearsal    the real stack on a communicator whose other agents are imagined
 forecast     the same tape on given links: step time, what of it is waiting, bytes, memory
 variants     the stacks that a given one could become
+advice       what a run's own waiting says of its tau
 """

@@ -11,7 +11,7 @@ So an average that lands later costs nothing where its steps take longer than it
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dist_lookahead.planner.link import Link, Transfer, slowest
+from dist_lookahead.planner.link import Link, Transfer
 from dist_lookahead.planner.rehearsal import COUNTED, Rehearsal
 from dist_lookahead.planner.tape import Arithmetic, Start, Step, Wait
 
@@ -72,16 +72,13 @@ class _Clock:
 
     def start(self, number: int, transfer: Transfer) -> None:
         begin = max(self.time, self._free.get(transfer.axis, 0.0))
-        self._ends[number] = self._free[transfer.axis] = begin + self._link(transfer.axis).seconds(transfer)
+        self._ends[number] = self._free[transfer.axis] = begin + self.links[transfer.axis].seconds(transfer)
         self.sent += transfer.sent
 
     def wait(self, number: int) -> None:
         late = max(0.0, self._ends.pop(number) - self.time)
         self.time += late
         self.exposed += late
-
-    def _link(self, axis: str) -> Link:
-        return self.links[axis] if axis in self.links else slowest(self.links)
 
 
 def forecast(rehearsal: Rehearsal, step_seconds: float, links: Mapping[str, Link]) -> Forecast:
@@ -90,7 +87,7 @@ def forecast(rehearsal: Rehearsal, step_seconds: float, links: Mapping[str, Link
     Args:
         rehearsal: of the levels.
         step_seconds: of a fast step alone, > 0.
-        links: by axis of the mesh; the world's, where it is not given, is the slowest of them.
+        links: of an agent along each axis, and in the "world" of all agents.
 
     Example:
         >>> from torch import nn, optim

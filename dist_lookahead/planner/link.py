@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dist_lookahead.comm.communicator import ring_bytes
+from dist_lookahead.mesh import WORLD, Mesh
 
 EXCHANGE = "exchange"  # of letters between single agents
 RATES = {"kbit": 1e3 / 8, "mbit": 1e6 / 8, "gbit": 1e9 / 8}
@@ -94,16 +95,36 @@ class Link:
         return f"{self.bandwidth / RATES['mbit']:.3g} Mbit/s, {self.latency / TIMES['ms']:.3g} ms"
 
 
-def slowest(links: Mapping[str, Link]) -> Link:
-    """Return the link of a ring through all axes: each message waits for the slowest of them.
+def with_world(links: Mapping[str, Link], mesh: Mesh) -> dict[str, Link]:
+    """Add the link of a ring through all agents, in the order of their ranks: as narrow as its narrowest hop.
+
+    A message of the ring waits for each hop in turn, so that its latency is the mean over the hops.
+
+    Args:
+        links: what an agent has along each axis of several agents while all use it.
+        mesh: of the agents.
 
     Example:
-        >>> print(slowest({"node": Link(bandwidth=125e5, latency=0.02), "local": Link(bandwidth=125e7)}))
-        100 Mbit/s, 20 ms
+        >>> near, far = Link(bandwidth=125e7), Link(bandwidth=125e5, latency=0.02)
+        >>> print(with_world({"node": far, "local": near}, Mesh((2, 4), ("node", "local")))["world"])
+        100 Mbit/s, 5 ms
     """
-    return Link(
-        bandwidth=min(link.bandwidth for link in links.values()), latency=max(link.latency for link in links.values())
-    )
+    axes = [_axis_of_hop(mesh, rank) for rank in range(mesh.size)]
+    hops = [links[axis] for axis in axes if axis is not None]
+    if not hops:  # a single agent
+        return {**links, WORLD: Link(bandwidth=math.inf)}
+    latency = sum(link.latency for link in hops) / len(hops)
+    return {**links, WORLD: Link(bandwidth=min(link.bandwidth for link in hops), latency=latency)}
+
+
+def _axis_of_hop(mesh: Mesh, rank: int) -> str | None:
+    """Return the first axis along which a rank and the next one differ."""
+    following, stride = (rank + 1) % mesh.size, mesh.size
+    for name, size in zip(mesh.names, mesh.shape, strict=True):
+        stride //= size
+        if rank // stride % size != following // stride % size:
+            return name
+    return None
 
 
 def read_bandwidth(text: str) -> float:

@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,18 @@ from dist_lookahead.planner.tape import Event, Tape
 from dist_lookahead.stack import LevelStack
 
 WARM_UP, COUNTED = 2, 2  # periods: the first sync compares checksums, and what is under way must have come round
+
+
+class Onlooker(Protocol):
+    """What a training does at syncs beside the stack."""
+
+    def open(self, stack: LevelStack) -> None:
+        """Before the first fast step."""
+        ...
+
+    def after_sync(self, stack: LevelStack) -> None:
+        """A sync of the last level has landed."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +63,7 @@ def rehearse(
     mesh: Mesh,
     *,
     average_buffers: bool = True,
+    onlooker: Onlooker | None = None,
 ) -> Rehearsal:
     """Take fast steps without gradients, and note what the syncs do; the model stays as it is.
 
@@ -59,6 +73,7 @@ def rehearse(
         fast: makes the fast optimizer.
         mesh: of the agents.
         average_buffers: whether the model's buffers are averaged at the outermost sync.
+        onlooker: what else happens at syncs; None for nothing.
 
     Raises:
         ValueError: for a tau or an alpha that only a training finds, and levels that do not fit model or mesh.
@@ -79,10 +94,14 @@ def rehearse(
     )
     stack.mail = stack.post.mail = EchoedMail(stack.communicator.rank, mesh.size, mail_fields(levels))
     tape.events.clear()  # agents open their stack once
+    if onlooker:
+        onlooker.open(stack)
     for _ in range((WARM_UP + COUNTED) * period):
         stack.begin_step()
         tape.step()
         stack.end_step()
+        if onlooker and stack.bound[-1].landed == stack.clock:
+            onlooker.after_sync(stack)
     return Rehearsal(
         levels=tuple(levels),
         events=tuple(tape.events),
