@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dist_lookahead.mesh import Mesh
+from dist_lookahead.planner.advice import EXPOSED
 from dist_lookahead.planner.forecast import Forecast, forecast
-from dist_lookahead.planner.link import Link
 from dist_lookahead.planner.rehearsal import period_of, rehearse
 from dist_lookahead.planner.variants import Variant, longest, overlapped, shapes, with_longest
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.config import Config, ConfigError
+from dist_lookahead.train.plan_facts import Facts
 from dist_lookahead.train.plan_file import with_levels
 from dist_lookahead.train.plan_onlooker import TrainerOnlooker
 from dist_lookahead.train.plan_price import Price, price_of
@@ -23,24 +23,25 @@ MARGIN = 1.2  # of a delay over the time that an average is known to take
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """What a plan is made from.
+class Target:
+    """What is looked for.
 
     Attributes:
-        step_seconds: of a fast step of the slowest agent.
-        links: what an agent has of the network, by axis.
-        mesh: of the agents.
-        device: where the agents train.
         exposed: share of wall time that may be waiting, above 0 and below 1.
-        longest: most fast steps between two syncs.
+        longest: most fast steps between two syncs, >= 1.
+
+    Raises:
+        ValueError: for values out of range.
     """
 
-    step_seconds: float
-    links: Mapping[str, Link]
-    mesh: Mesh
-    device: torch.device
-    exposed: float
-    longest: int
+    exposed: float = EXPOSED
+    longest: int = 512
+
+    def __post_init__(self) -> None:
+        if not 0 < self.exposed < 1:
+            raise ValueError(f"--exposed {100 * self.exposed:g}% must be above 0 and below 100%")
+        if self.longest < 1:
+            raise ValueError(f"--max-tau {self.longest} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +51,14 @@ class Candidate:
     Attributes:
         variant: the stack, and in what it differs from the file's.
         config: the run with it.
+        weights: bytes of the trained parameters.
         forecast: what it will cost.
         price: what theory says of it.
     """
 
     variant: Variant
     config: Config
+    weights: int
     forecast: Forecast
     price: Price | None
 
@@ -80,13 +83,14 @@ class Plan:
     refused: Mapping[str, str]
 
 
-def make_plan(config: Config, task: Task, facts: Facts, say: Callable[[str], object]) -> Plan:
+def make_plan(config: Config, task: Task, facts: Facts, target: Target, say: Callable[[str], object]) -> Plan:
     """Look at the stacks that the file's could become, each with longer and longer rounds until it meets the target.
 
     Args:
         config: the run.
         task: what is trained.
         facts: of the agents and their links.
+        target: what is looked for.
         say: told of each stack before it is rehearsed.
 
     Raises:
@@ -99,12 +103,12 @@ def make_plan(config: Config, task: Task, facts: Facts, say: Callable[[str], obj
             f"inner.data_parallel={config.inner.data_parallel!r}: gradients that are shared in each fast step are not "
             "planned; use --set inner.data_parallel=none"
         )
-    return _Search(config, task, facts, say).plan()
+    return _Search(config, task, facts, target, say).plan()
 
 
 class _Search:
-    def __init__(self, config: Config, task: Task, facts: Facts, say: Callable[[str], object]) -> None:
-        self._config, self._facts, self._say = config, facts, say
+    def __init__(self, config: Config, task: Task, facts: Facts, target: Target, say: Callable[[str], object]) -> None:
+        self._config, self._facts, self._target, self._say = config, facts, target, say
         self._samples = task.samples
         with RandomState(derive_seed(config.run.seed, "model"), torch.device("cpu")).active():
             self._model: nn.Module = task.model().to(facts.device)
@@ -118,11 +122,11 @@ class _Search:
                 found += [*plain, *self._halved(shape)]
             elif plain:
                 found += [*plain, *self._ladder(shape, delay=self._way(plain[0]))]
-        return Plan(candidates=tuple(found), chosen=choose(found, self._facts.exposed), refused=self._refused)
+        return Plan(candidates=tuple(found), chosen=choose(found, self._target.exposed), refused=self._refused)
 
     def _ladder(self, shape: Variant, delay: int = 0) -> Iterator[Candidate]:
         """Double tau until the target is met, from the first one that is longer than the delay."""
-        tau, most = longest(shape.levels), max(self._facts.longest, longest(shape.levels))
+        tau, most = longest(shape.levels), max(self._target.longest, longest(shape.levels))
         while tau <= most:
             if delay < tau:
                 if (one := self._candidate(shape, tau, delay)) is None:
@@ -175,12 +179,13 @@ class _Search:
         return Candidate(
             variant=variant,
             config=config,
+            weights=noted.weights,
             forecast=forecast(noted, facts.step_seconds, facts.links),
             price=price_of(variant.levels, facts.mesh.size, config.inner),
         )
 
     def _meets(self, candidate: Candidate) -> bool:
-        return candidate.forecast.exposed <= self._facts.exposed
+        return candidate.forecast.exposed <= self._target.exposed
 
 
 def choose(candidates: Sequence[Candidate], exposed: float) -> Candidate:

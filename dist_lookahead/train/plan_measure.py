@@ -74,15 +74,20 @@ def slowest_of(communicator: Communicator, seconds: Sequence[float], device: tor
 def measured_links(communicator: Communicator, device: torch.device, nbytes: int) -> dict[str, Link]:
     """Return what an agent has of the network along each axis, and in the world, while all use it.
 
+    An axis of one agent needs none, and one of all agents is the world: they have its link.
+
     Args:
         communicator: this agent's end.
         device: where the backend works.
         nbytes: of the weights: no more is sent at once.
     """
     mesh = communicator.mesh
-    wide = [name for name, size in zip(mesh.names, mesh.shape, strict=True) if size > 1]
-    axes = [*wide, *([WORLD] if len(wide) > 1 else [])]
-    return {axis: link_from(_samples(communicator, axis, device, nbytes)) for axis in axes}
+    if mesh.size == 1:
+        return {WORLD: Link(bandwidth=math.inf)}
+    narrow = [name for name, size in zip(mesh.names, mesh.shape, strict=True) if size in (1, mesh.size)]
+    axes = [WORLD, *(name for name in mesh.names if name not in (WORLD, *narrow))]
+    found = {axis: link_from(_samples(communicator, axis, device, nbytes)) for axis in axes}
+    return {**{name: found[WORLD] for name in narrow}, **found}
 
 
 def link_from(samples: Sequence[Sample]) -> Link:

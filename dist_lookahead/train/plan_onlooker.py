@@ -1,6 +1,5 @@
 """What the trainer does at each sync beside the stack, for a rehearsal: it looks how agents move, and sums numbers."""
 
-
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.stack import LevelStack
 from dist_lookahead.train.config import Config
