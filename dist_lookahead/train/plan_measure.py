@@ -23,8 +23,8 @@ from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.exchange import texts_of_agents
 
 NEVER = Levels(stack=(Level(Every(10**9), Exact(), Copy()),))  # an agent that only computes
-WARM_UP, BLOCK, BLOCKS = 5, 4, 9  # fast steps, and blocks of them that are timed
-ENOUGH = 3.0  # seconds of fast steps, after which no further block is begun
+WARM_UP, BLOCK, BLOCKS = 5, 4, 5  # fast steps, and the least number of blocks of them that are timed
+ENOUGH = 2.0  # seconds of fast steps: a busy machine is not always equally busy
 SMALL, LARGE = 1024, 64 * 2**20  # bytes of the tensors that are sent to find latency and bandwidth
 LONG = 0.3  # seconds of a collective that is long enough
 REPEATED = 3
@@ -58,7 +58,7 @@ def step_seconds(config: Config, task: Task, device: torch.device) -> float:
     try:
         _train(agent, WARM_UP)
         begun, blocks = time.perf_counter(), [_train(agent, BLOCK)]
-        while len(blocks) < BLOCKS and time.perf_counter() - begun < ENOUGH:
+        while len(blocks) < BLOCKS or time.perf_counter() - begun < ENOUGH:
             blocks.append(_train(agent, BLOCK))
     finally:
         agent.end()

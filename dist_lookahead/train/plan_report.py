@@ -18,8 +18,8 @@ from dist_lookahead.train.summary import size
 COLUMNS = ("levels", "tau", "step", "waiting", "in syncs", "sent a day", "copies", "half-life", "drift", "grows from")
 LEGEND = (
     "step: milliseconds of wall time for each fast step. waiting: share of it in which an agent is blocked by "
-    "communication. in syncs: share in the arithmetic of syncs. sent a day: by each agent. copies: of the weights, that "
-    "levels keep. Theory's price of rare syncs, of SGD on smooth losses: half-life of the error in fast steps where "
+    "communication. in syncs: share in the arithmetic of syncs. sent a day: by each agent. copies: of the weights, "
+    "kept by levels. Theory's price of rare syncs, of SGD on smooth losses: half-life of the error in fast steps where "
     f"lr x curvature is {RATE:g}; drift, the coefficient of lr^2 L^2 sigma^2 in the convergence bound, where there is "
     "one; lr x curvature from which on the error grows. It knows nothing of codes, of later landings, or of your loss."
 )
@@ -91,8 +91,8 @@ def verdict_lines(plan: Plan, target: Target) -> Iterator[str]:
     """Yield the rule, and what it chooses."""
     one, share = plan.chosen, f"{100 * target.exposed:g} %"
     yield (
-        f"Rule: the file's levels where they wait for at most {share} of the time; else the smallest tau that does, and "
-        "of equal ones the fewest other changes."
+        f"Rule: the file's levels where they wait for at most {share} of the time; else the smallest tau that does, "
+        "and of equal ones the fewest other changes."
     )
     says = f"{one.variant.name}, tau {one.tau}: {1000 * one.forecast.seconds:.3g} ms a step"
     says += f", {one.forecast.exposed:.1%} of it waiting"
