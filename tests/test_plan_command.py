@@ -19,11 +19,12 @@ from dist_lookahead.train.command import main
 from dist_lookahead.train.config import Config, load_config
 from dist_lookahead.train.exchange import sum_over_agents
 from dist_lookahead.train.plan import Candidate, Plan, Target, choose, make_plan
-from dist_lookahead.train.plan_facts import Asked, Facts, asked_links, asked_mesh
+from dist_lookahead.train.plan_facts import Asked, Facts, asked_links, asked_mesh, facts_of
 from dist_lookahead.train.plan_file import with_levels
 from dist_lookahead.train.plan_measure import Sample, link_from, measured_links
 from dist_lookahead.train.plan_price import price_of
 from dist_lookahead.train.recorder import read_metrics
+from dist_lookahead.train.world import join_world
 from tests.launching import run
 from tests.processes import run_processes
 from tests.training import folder_of, small_config, train
@@ -171,6 +172,15 @@ def test_options_that_say_too_little_or_too_much_are_refused(asked: Asked, says:
         asked_links(asked_mesh(small_config(tmp_path), asked), asked)
 
 
+def test_what_is_measured_cannot_be_given(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    with (
+        join_world(agents=1, device="cpu", timeout=60) as world,
+        pytest.raises(ValueError, match="--nodes, --link: und"),
+    ):
+        facts_of(config, config.build_task(), world, Asked(nodes=2, links=("node=1gbit",)), distributed=True)
+
+
 def test_agents_of_a_node_share_its_link() -> None:
     asked = Asked(bandwidth="80mbit", latency="5ms", links=("local=8gbit",))
     links = asked_links(Mesh((2, 4), NODES), asked)
@@ -237,6 +247,3 @@ def test_under_torchrun_agents_and_links_are_measured(tmp_path: Path) -> None:
     assert "links of an agent, measured" in done.stdout
     assert done.stdout.count("Rule:") == 1, "one of the agents speaks"
     assert main(["validate", str(out)]) == 0
-    refused = run(["plan", str(file), "--nodes", "2"], processes=2)
-    assert refused.returncode != 0
-    assert "--nodes: under torchrun" in refused.stdout
