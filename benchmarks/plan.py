@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -21,6 +22,8 @@ from dist_lookahead.level import Level
 from dist_lookahead.planner.forecast import forecast
 from dist_lookahead.planner.link import Link, with_world
 from dist_lookahead.planner.rehearsal import rehearse
+from dist_lookahead.tasks.task import Batch, Key
+from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.config import Config, parse_config
 from dist_lookahead.train.config_levels import Levels
 from dist_lookahead.train.plan_facts import Asked, facts_of
@@ -51,6 +54,24 @@ COLUMNS = (
 )
 
 
+class Paced(VisionTask):
+    """Digits that take their time to come: a fast step lasts about as long however busy the machine is.
+
+    Args:
+        width: of the network.
+        pause: seconds for each batch.
+    """
+
+    def __init__(self, width: int, pause: float) -> None:
+        super().__init__(data="digits", model="mlp", width=width)
+        self._pause = pause
+
+    def train_batch(self, keys: Sequence[Key]) -> Batch:
+        """Read a batch, slowly."""
+        time.sleep(self._pause)
+        return super().train_batch(keys)
+
+
 def run_file(folder: Path, levels: Sequence[Level], width: int, steps: int) -> Config:
     """Return a training on digits with a network as large as asked for, and nothing beside fast steps and syncs."""
     weights = "averaged" if any(not level.move.keeps_slow_weights for level in levels) else "slow"
@@ -67,15 +88,15 @@ def run_file(folder: Path, levels: Sequence[Level], width: int, steps: int) -> C
     return parse_config(plain)
 
 
-def compare(world: World, name: str, given: Link, width: int, folder: Path) -> list[report.Cell]:
+def compare(world: World, name: str, given: Link, options: argparse.Namespace, folder: Path) -> list[report.Cell]:
     """Predict the cost of a stack, train with it, and return the row of the table."""
-    levels = STACKS[name]
-    config = run_file(folder, levels, width, steps=10**6)
-    task = config.build_task()
+    levels, task = STACKS[name], Paced(options.width, options.pause / 1e3)
+    config = run_file(folder, levels, options.width, steps=10**6)
     facts = facts_of(config, task, world, Asked(), distributed=True)
     onlooker = TrainerOnlooker(config, facts.mesh)
     noted = rehearse(levels, task.model(), config.inner.build, facts.mesh, onlooker=onlooker)
-    seconds, waiting = taken(run_file(folder, levels, width, _steps(levels, noted.period)), world, noted.period)
+    real = run_file(folder, levels, options.width, _steps(levels, noted.period))
+    seconds, waiting = taken(real, task, world, noted.period)
     after = slowest_of(world.communicators[0], [step_seconds(config, task, world.device)], world.device)
     step = mean([facts.step_seconds, *after])
     told = forecast(noted, step, facts.links)
@@ -84,10 +105,10 @@ def compare(world: World, name: str, given: Link, width: int, folder: Path) -> l
     return [name, *_numbers(given), noted.period, *milliseconds, seconds / told.seconds, told.exposed, waiting]
 
 
-def taken(config: Config, world: World, period: int) -> tuple[float, float]:
+def taken(config: Config, task: Paced, world: World, period: int) -> tuple[float, float]:
     """Train; return the seconds of a fast step in all periods but the first, and the share of waiting in them."""
     directory = RunDirectory(Path(config.run.dir))
-    Trainer(config, config.build_task(), world, directory).run()
+    Trainer(config, task, world, directory).run()
     if not world.leads:
         return 1.0, 0.0
     landed = {record["step"]: record for record in read_metrics(directory.metrics) if record["kind"] == "sync"}
@@ -105,7 +126,7 @@ def work(options: argparse.Namespace) -> None:
     with join_world(agents=1, device="cpu", timeout=600) as world:
         for name in options.levels:
             with tempfile.TemporaryDirectory() as folder:
-                rows.append(compare(world, name, given, options.width, Path(folder)))
+                rows.append(compare(world, name, given, options, Path(folder)))
         if world.leads:
             options.rows.write_text(json.dumps(rows))
 
@@ -149,7 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[100, 20], help="of the link, in Mbit/s")
     parser.add_argument("--delays", type=float, nargs="+", default=[0, 10], help="one way, in milliseconds")
     parser.add_argument("--levels", nargs="+", choices=STACKS, default=list(STACKS), help="which stacks")
-    parser.add_argument("--width", type=int, default=1000, help="of the network: that many squared parameters")
+    parser.add_argument("--width", type=int, default=1000, help="of the network: about its square of parameters")
+    parser.add_argument("--pause", type=float, default=20, help="milliseconds until a batch has come (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--write", action="store_true", help=f"write a dated page to {report.RESULTS.name}/")
     for name, kind in (("rows", Path), ("rate", float), ("delay", float)):

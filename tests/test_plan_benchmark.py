@@ -15,7 +15,7 @@ def test_predicted_and_taken_times_stand_side_by_side(tmp_path: Path, monkeypatc
     """Breaks when planner or trainer move on without it, or where nodes or frames are left behind."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     file = tmp_path / "table.json"
-    chosen = ["--rates", "200", "--delays", "1", "--levels", "local SGD", "overlapped", "--width", "16"]
+    chosen = ["--rates", "200", "--delays", "1", "--levels", "local SGD", "overlapped", "--width", "16", "--pause", "1"]
     plan.main([*chosen, "--json", str(file)])
     content = json.loads(file.read_text())
     assert [row[0] for row in content["rows"]] == ["local SGD", "overlapped"]

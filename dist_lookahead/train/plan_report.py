@@ -82,7 +82,7 @@ def plan_table(plan: Plan, facts: Facts) -> Table:
 
 def shown(plan: Plan) -> list[Candidate]:
     """Return the candidates of the table."""
-    last = {one.variant.name: one for one in plan.candidates}
+    last = {one.variant.name: one for one in (*plan.candidates, plan.chosen)}
     own = [one for one in plan.candidates if not one.variant.changes]
     return [*sorted(own, key=lambda one: one.tau), *(one for one in last.values() if one.variant.changes)]
 
@@ -100,8 +100,9 @@ def verdict_lines(plan: Plan, target: Target) -> Iterator[str]:
         yield f"No stack up to tau {target.longest} comes to {share}. The nearest to it: {says}"
     else:
         yield f"Recommended: {says}"
-    for change, reason in plan.refused.items():
-        yield f"Not offered: {change}: {reason}"
+    for reason in dict.fromkeys(plan.refused.values()):
+        changes = [change for change, other in plan.refused.items() if other == reason]
+        yield f"Not offered: {'; '.join(changes)}: {reason}"
 
 
 def _cells(one: Candidate) -> Sequence[str]:
