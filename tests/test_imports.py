@@ -37,6 +37,20 @@ MAY_IMPORT = {
     },
     "stability": {"averaging", "fragments", "level", "mesh", "theory"},
     "figures": {"", "level", "notation", "theory"},
+    "planner": {
+        *(
+            "averaging",
+            "bound_level",
+            "comm.communicator",
+            "fragments",
+            "level",
+            "mail",
+            "mesh",
+            "move",
+            "pace",
+            "stack",
+        ),
+    },
 }
 MAY_BE_DISTRIBUTED = ("comm.process_group", "sharded", "train")  # `sharded` knows the types of split parameters
 

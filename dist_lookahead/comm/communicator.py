@@ -93,6 +93,11 @@ class Communicator(Protocol):
         """Seconds spent in `run` so far: waiting for others, transfer and slow steps."""
         ...
 
+    @property
+    def seconds_waiting(self) -> float:
+        """Seconds of them in which this process was blocked by a collective; on CUDA the host only, not the device."""
+        ...
+
     def axis(self, name: str) -> "Communicator":
         """Return the communicator along a mesh axis; "world" is the whole group."""
         ...

@@ -86,7 +86,7 @@ class ProcessGroupCommunicator:
         self.rank, self.size = self.members.index(own), len(self.members)
         self.bytes_sent = 0
         self.bytes_along: dict[str, int] = {}
-        self.seconds_syncing = 0.0
+        self.seconds_syncing = self.seconds_waiting = 0.0
 
     def axis(self, name: str) -> "ProcessGroupCommunicator":
         """Return this process's end of its group along an axis; all processes ask for the same axes in turn."""
@@ -184,8 +184,13 @@ class ProcessGroupCommunicator:
             while work is not None:
                 work = self._advance(pending, work)
         finally:
-            for world in filter(None, (self._world, self._world._whole)):
+            for world in self._worlds:
                 world.seconds_syncing += time.perf_counter() - start
+
+    @property
+    def _worlds(self) -> "list[ProcessGroupCommunicator]":
+        """What counts for this process: the world of its agents, and that of all processes."""
+        return [self._world, *([self._world._whole] if self._world._whole else [])]
 
     def absent_ranks(self) -> tuple[int, ...]:
         """After a failure: sign in at the rendezvous store; return the group's ranks that do not, () if unknown."""
@@ -203,11 +208,15 @@ class ProcessGroupCommunicator:
         return absent
 
     def _advance(self, pending: Pending, work: Work) -> Work | None:
+        start = time.perf_counter()
         try:
             work.wait()
         except RuntimeError as error:
             pending.throw(self._failed(error, everybody=not isinstance(work, _Together)))
             raise
+        waited = time.perf_counter() - start
+        for world in self._worlds:
+            world.seconds_waiting += waited
         return next(pending, None)
 
     def _start(self, kind: str, whole: Tensor, start: Callable[[], Work | None]) -> Work:

@@ -73,6 +73,7 @@ class SimulatedCommunicator:
         self.bytes_sent = 0
         self.bytes_along: dict[str, int] = {}
         self.seconds_syncing = 0.0
+        self.seconds_waiting = 0.0  # in memory nothing is on its way
 
     def axis(self, name: str) -> "SimulatedCommunicator":
         """Return this agent's end of its group along an axis of the mesh."""

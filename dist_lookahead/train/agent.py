@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from dist_lookahead.comm.communicator import Communicator
-from dist_lookahead.fragments import WHOLE
 from dist_lookahead.optimizer import DistributedLookahead
 from dist_lookahead.sharded import is_sharded
 from dist_lookahead.tasks.task import Batch, Game, Minimisation, Pictured, Task
 from dist_lookahead.train import split_weights
 from dist_lookahead.train.config import Config
-from dist_lookahead.train.config_mesh import agreeing
+from dist_lookahead.train.config_mesh import is_watchable
 from dist_lookahead.train.data_parallel import AXIS, count_bytes, shared
 from dist_lookahead.train.dynamics import Dynamics
 from dist_lookahead.train.fast_step import play
@@ -57,10 +56,8 @@ class Agent:
             probe=self._probe if any(level.move.searches for level in levels) else None,
             data_parallel=AXIS if self.shares_gradients and not self.is_split else None,
         )
-        # Else there is no mean of all weights after a sync to be measured.
-        agreed = agreeing(levels, communicator.mesh, config.inner) and all(level.params == WHOLE for level in levels)
-        watched = config.logging.dynamics and agreed and not self.is_split
-        self.dynamics = Dynamics(self.optimizer.stack) if watched else None
+        watched = config.logging.dynamics and is_watchable(levels, communicator.mesh, config.inner)
+        self.dynamics = Dynamics(self.optimizer.stack) if watched and not self.is_split else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         whole = self.shares_gradients and not self.is_split
         self._forward = shared(self._compiled(), communicator) if whole else self._compiled()

@@ -1,4 +1,4 @@
-"""The command line: train, sweep, compare, validate, theory, settings, export, figure."""
+"""The command line: train, sweep, compare, validate, theory, plan, settings, export, figure."""
 
 import argparse
 import logging
@@ -16,6 +16,7 @@ from rich.progress import Progress
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.failure import SyncError
 from dist_lookahead.figures.registry import FIGURES, chosen, descriptions
+from dist_lookahead.planner.advice import EXPOSED
 from dist_lookahead.stability import instabilities
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.comparison import X
@@ -26,6 +27,9 @@ from dist_lookahead.train.exchange import texts_of_agents
 from dist_lookahead.train.export import export
 from dist_lookahead.train.inner_loop_picture import draw_inner_loop
 from dist_lookahead.train.outcome import write_divergence, write_outcome
+from dist_lookahead.train.plan import Target
+from dist_lookahead.train.plan_facts import Asked, facts_of
+from dist_lookahead.train.plan_report import percent, show_plan
 from dist_lookahead.train.prediction_report import report
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
@@ -86,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(theory)
     _add_assumptions(theory)
     theory.set_defaults(run=_theory)
+    plan = commands.add_parser("plan", help="predict what levels cost on given links, or on those of torchrun's nodes")
+    _add_config(plan)
+    _add_links(plan)
+    plan.set_defaults(run=_plan)
     _add_comparisons(commands)
     everything = commands.add_parser("settings", help="print all settings of a run file with defaults and meanings")
     everything.add_argument("--sweep", action="store_true", help="of a sweep file, in place of a run file")
@@ -146,11 +154,40 @@ def _add_assumptions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--curvature", type=float, nargs="+", default=[], metavar="A", help="of quadratics to look at")
 
 
+def _add_links(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=int, metavar="N", help="number of nodes (default: the file's agents)")
+    parser.add_argument("--per-node", type=int, metavar="M", help="agents on each node (default: 1)")
+    parser.add_argument("--bandwidth", metavar="B", help="of a node, shared by its agents: 100mbit, 1gbit")
+    parser.add_argument("--latency", metavar="L", help="one way, from one node to the next: 20ms, 50us (default: 0)")
+    parser.add_argument(
+        "--link", action="append", default=[], metavar="AXIS=B,L", help="along another axis: local=10gbit,50us"
+    )
+    parser.add_argument("--exposed", type=percent, default=EXPOSED, metavar="P", help="waiting at most (default: 5%%)")
+    parser.add_argument("--max-tau", type=int, default=512, metavar="TAU", help="longest rounds (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the run file with the recommended levels")
+
+
 def _theory(options: argparse.Namespace) -> int:
     config = load_config(options.file, options.overrides)
     names = ("agents", "smoothness", "lr", "noise", "gap")
     assumed = Assumptions(**{name: getattr(options, name) for name in names}, curvatures=tuple(options.curvature))
     print("\n".join(theory_report(config, assumed)))
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = load_config(options.file, options.overrides)
+    target = Target(exposed=options.exposed, longest=options.max_tau)
+    _set_precision(config)
+    distributed = "WORLD_SIZE" in os.environ
+    names = ("nodes", "per_node", "bandwidth", "latency")
+    asked = Asked(**{name: getattr(options, name) for name in names}, links=tuple(options.link))
+    device, timeout = config.run.device, config.run.timeout
+    with join_world(agents=config.agents, device=device, timeout=timeout, mesh=config.mesh) as world:
+        task = _build_task(config, world.communicators, world.device)
+        facts = facts_of(config, task, world, asked, distributed=distributed)
+    if world.leads:
+        show_plan(config, task, facts, target, options.out)
     return 0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dist_lookahead.alike import agree, alike_after
+from dist_lookahead.fragments import WHOLE
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, Mesh
 from dist_lookahead.train.config_faults import Faults, shown
@@ -44,6 +45,17 @@ def agreeing(levels: Sequence[Level], mesh: Mesh | None, inner: Inner) -> bool:
         inner: says whether agents share their gradients.
     """
     return agree(levels, mesh or SOME_NODES, shared_axes(inner))
+
+
+def is_watchable(levels: Sequence[Level], mesh: Mesh, inner: Inner) -> bool:
+    """Return whether there is a mean of all weights after a sync, from which it can be told how agents move.
+
+    Args:
+        levels: innermost first.
+        mesh: of the agents.
+        inner: says whether agents share their gradients.
+    """
+    return agreeing(levels, mesh, inner) and all(level.params == WHOLE for level in levels)
 
 
 def sharing_faults(levels: Sequence[Level], mesh: Mesh | None, inner: Inner) -> Iterator[str]:

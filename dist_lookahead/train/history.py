@@ -11,6 +11,7 @@ from dist_lookahead.train.config import Config
 from dist_lookahead.train.config_file import flat
 from dist_lookahead.train.exchange import texts_of_agents
 from dist_lookahead.train.run_directory import RunDirectory
+from dist_lookahead.train.stopwatch import Spent
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class History:
         self.metrics: dict[str, dict[str, float]] = {}
         self.next_evaluation = evaluation_period or 0
         self.seconds = 0.0  # of training, without evaluations and checkpoints
+        self.exposed_seconds = 0.0  # of them, blocked by collectives
         self._config = config
         self._agents = agents
         self._stores = [
@@ -84,6 +86,7 @@ class History:
             store.drop_after(step)
         self.metrics, self.next_evaluation = states[0]["metrics"], states[0]["next_evaluation"]
         self.seconds = states[0]["seconds"]
+        self.exposed_seconds = states[0].get("exposed_seconds", 0.0)  # runs from before did not count them
         self._bytes_before = states[0]["bytes_sent"] - self._agents[0].communicator.bytes_sent
         self._last = self._common = step
         return step
@@ -101,9 +104,15 @@ class History:
                 "next_evaluation": self.next_evaluation,
                 "bytes_sent": self.bytes_sent(),
                 "seconds": self.seconds,
+                "exposed_seconds": self.exposed_seconds,
             }
             store.save(step, state, common=self._common)
         self._last = step
+
+    def count(self, spent: Spent) -> None:
+        """Count time of training."""
+        self.seconds += spent.seconds
+        self.exposed_seconds += spent.exposed
 
     def all_agents_passed(self) -> None:
         """After a sync every agent has finished the saves before it."""

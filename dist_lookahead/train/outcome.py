@@ -17,6 +17,7 @@ def write_outcome(directory: RunDirectory, outcome: Outcome) -> None:
         "bytes_sent": outcome.bytes_sent,
         "ddp_bytes": outcome.ddp_bytes,
         "seconds": outcome.total_seconds,
+        "exposed_seconds": outcome.exposed_seconds,
         "metrics": outcome.metrics,
     }
     _write(directory, values)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from dist_lookahead.planner.advice import exposed_after, stretch
 from dist_lookahead.train.progress import headlines
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.trainer import Outcome
@@ -32,6 +33,19 @@ def _cost(outcome: Outcome, agents: int) -> Iterator[tuple[str, str]]:
     if agents > 1:
         ratio = outcome.ddp_bytes / outcome.bytes_sent
         yield "sent per agent", f"{size(outcome.bytes_sent)}, where DDP sends {size(outcome.ddp_bytes)} ({ratio:.1f} x)"
+    if outcome.exposed_seconds:  # agents of one process have nobody to wait for
+        yield "waiting for others", _waiting(outcome)
+
+
+def _waiting(outcome: Outcome) -> str:
+    """Say how much of the time was exposed communication, and what the planner makes of it."""
+    seconds, exposed = outcome.total_seconds, outcome.exposed_seconds
+    times = stretch(seconds, exposed)
+    share = f"{exposed / seconds:.1%} of the time"
+    if times == 1:
+        return f"{share}; rounds are long enough"
+    rounds = f"rounds {times} x as long" if outcome.tau is None else f"tau={times * outcome.tau}"
+    return f"{share}; {rounds} would leave {exposed_after(seconds, exposed, times):.1%}"
 
 
 def _files(directory: RunDirectory) -> Iterator[tuple[str, str]]:

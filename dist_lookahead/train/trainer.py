@@ -2,10 +2,12 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_lookahead.comm.communicator import CollectiveError, ring_bytes
 from dist_lookahead.failure import SyncError
+from dist_lookahead.level import Level
 from dist_lookahead.schedule import value_at
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.agent import Agent, all_weights
@@ -19,6 +21,7 @@ from dist_lookahead.train.progress import ProgressDisplay, headlines
 from dist_lookahead.train.recorder import Recorder
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.signals import STOPPING, StopRequest
+from dist_lookahead.train.stopwatch import Stopwatch
 from dist_lookahead.train.world import World
 
 STRETCH = 16  # fast steps of a simulated agent at most: a signal and the progress bar wait for those of all agents
@@ -40,6 +43,8 @@ class Outcome:
         steps_here: fast steps done in this process.
         syncs: of the outermost level, in the whole run.
         total_seconds: of training in the whole run, without evaluations and checkpoints.
+        exposed_seconds: of them, in which an agent was blocked by collectives; of the host's time on CUDA.
+        tau: the longest of the levels; None where it changes in the course of the run.
         bytes_sent: by one agent in the whole run.
         ddp_bytes: what one agent would have sent to average its gradients after every step.
     """
@@ -51,6 +56,8 @@ class Outcome:
     steps_here: int
     syncs: int
     total_seconds: float
+    exposed_seconds: float
+    tau: int | None
     bytes_sent: int
     ddp_bytes: int
 
@@ -90,6 +97,7 @@ class Trainer:
             mode=config.logging.progress if world.leads else "off",
         )
         self.recorder = self._open_recorder() if world.leads else None
+        self.watch = Stopwatch(world.communicators)  # of a round; evaluations and checkpoints belong to none
 
     def run(self) -> Outcome:
         """Train to the end, or to the sync after a signal.
@@ -102,7 +110,7 @@ class Trainer:
         self._say_where_it_starts()
         for agent in self.agents:
             agent.begin(self.step)
-        self._mark()
+        self.watch.start()
         try:
             with StopRequest(grace=self.config.checkpoint.grace, on_expire=self._too_late) as stop:
                 signum = self._loop(stop)
@@ -141,7 +149,7 @@ class Trainer:
             if self.step % checkpoint == 0:
                 self._count_seconds()
                 self.history.save(self.step)
-                self._mark()
+                self.watch.start()
             self.progress.step(self.step)
             if signum := self._agreed_signal():
                 return signum
@@ -197,7 +205,7 @@ class Trainer:
         if period and self.history.next_evaluation <= self.step < self.total:
             self._evaluate()
             self.history.next_evaluation = (self.step // period + 1) * period
-        self._mark()
+        self.watch.start()
 
     def _finish(self) -> None:
         """Synchronise the last, partial round, or land what is in flight, and evaluate."""
@@ -211,10 +219,9 @@ class Trainer:
 
     def _report_sync(self, syncs: int) -> None:
         """Sum over the agents what they measured since the last report, and write it down."""
-        waiting = self._seconds_syncing() - self._syncing_before
-        seconds = time.perf_counter() - self._marked
+        spent = self.watch.spent
         rows = [[*a.take_loss(), *(a.dynamics.sums() if a.dynamics else ())] for a in self.agents]
-        loss_sum, steps, *moved = sum_over_agents(self.world.communicators, rows, self.world.device)
+        loss_sum, steps, *moved = self._reported(rows)
         if not steps:  # what was under way has landed at the end, after a report of the same fast step
             return
         if not math.isfinite(loss_sum):
@@ -231,13 +238,21 @@ class Trainer:
             "lr": lead.optimizer.param_groups[0]["lr"],
             "alpha": alpha,
             "beta": beta,
-            "seconds_compute": seconds - waiting,
-            "seconds_sync": waiting,
+            "seconds_compute": spent.seconds - spent.syncing,
+            "seconds_sync": spent.syncing,
+            "seconds_exposed": spent.exposed,
             **(lead.dynamics.report(moved, self.world.agents) if lead.dynamics else {}),
         }
         self.progress.values({"loss": values["loss"]})
         if self.recorder:
             self.recorder.record("sync", self.step, values)
+
+    def _reported(self, rows: Sequence[Sequence[float]]) -> list[float]:
+        """Sum over the agents; their waiting for it belongs to the training."""
+        watch = Stopwatch(self.world.communicators)
+        sums = sum_over_agents(self.world.communicators, rows, self.world.device)
+        self.history.count(watch.spent)
+        return sums
 
     def _report_inner_loop(self) -> None:
         """Sum over the agents what they measured within the round, and write it down."""
@@ -277,20 +292,12 @@ class Trainer:
         }
 
     def _count_seconds(self) -> None:
-        self._marked += sum(agent.inner_loop.take_seconds() for agent in self.agents if agent.inner_loop)
-        self.history.seconds += time.perf_counter() - self._marked
+        self.watch.leave_out(sum(agent.inner_loop.take_seconds() for agent in self.agents if agent.inner_loop))
+        self.history.count(self.watch.spent)
 
     def _draw_pictures(self, which: str) -> None:
         if self.world.leads and (images := self.agents[0].pictures()) is not None:
             write_grid(images, self.directory.picture(self.step, which))
-
-    def _mark(self) -> None:
-        """Begin to measure a round; evaluations and checkpoints belong to none."""
-        self._marked = time.perf_counter()
-        self._syncing_before = self._seconds_syncing()
-
-    def _seconds_syncing(self) -> float:
-        return sum(c.seconds_syncing for c in self.world.communicators)
 
     def _open_recorder(self) -> Recorder:
         self.directory.path.mkdir(parents=True, exist_ok=True)
@@ -327,6 +334,14 @@ class Trainer:
             steps_here=self.step - self.start,
             syncs=stack.bound[-1].rounds,
             total_seconds=self.history.seconds,
+            exposed_seconds=self.history.exposed_seconds,
+            tau=_longest_tau(self.config.levels_stack()),
             bytes_sent=self.history.bytes_sent(),
             ddp_bytes=self.step * ring_bytes("all_reduce", weights, self.world.agents),
         )
+
+
+def _longest_tau(levels: Sequence[Level]) -> int | None:
+    taus = [level.when.tau for level in levels]
+    constant = [int(tau) for tau in taus if isinstance(tau, int | float)]
+    return max(constant) if len(constant) == len(taus) else None
