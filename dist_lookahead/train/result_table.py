@@ -1,5 +1,6 @@
 """Runs in groups of repetitions, and the table of their final values with mean and spread."""
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,13 +79,16 @@ def title(name: str) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and standard deviation; the latter is 0 for a single value.
+    """Return mean and standard deviation; the latter is 0 for a single value, and unknown where one is not finite.
 
     Example:
-        >>> mean_and_spread([1.0, 3.0]), mean_and_spread([2.0])
-        ((2.0, 1.4142135623730951), (2.0, 0.0))
+        >>> mean_and_spread([1.0, 3.0]), mean_and_spread([2.0]), mean_and_spread([2.0, float("inf")])
+        ((2.0, 1.4142135623730951), (2.0, 0.0), (inf, nan))
     """
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    mean = statistics.fmean(values)
+    if not math.isfinite(mean):  # a perplexity may be beyond all numbers, in a run that has not diverged
+        return mean, math.nan
+    return mean, statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def row(cells: Sequence[str]) -> str:
