@@ -23,7 +23,7 @@ SHORTER = {
         "parallel_corpus.longest=90",
     ],
     "ptb_lstm": ["lr_schedule.milestones=[3, 5]", "corpus.batch_size=4"],
-    "shakespeare_gpt": ["lr_schedule.warmup=2", "corpus.batch_size=2"],
+    "shakespeare_gpt": ["lr_schedule.warmup=2", "levels.tau=2", "corpus.batch_size=2"],
     "cifar10_resnet": ["lr_schedule.unit=steps", "lr_schedule.milestones=[3, 5]", "data.batch_size=4"],
     "mnist_agents": ["agents=2", "data.batch_size=2", "levels.tau=2"],
     "mnist_cnn": ["data.batch_size=4"],
