@@ -84,6 +84,11 @@ class Every:
             _check_tau(self.tau, self.delay)
         _check_phase(self.phase, self.tau)
 
+    @property
+    def constant(self) -> int | None:
+        """Fast steps of every round; None where a schedule or a rule sets them in the course of a run."""
+        return int(self.tau) if isinstance(self.tau, int | float) else None
+
     def after(self, step: int) -> int:
         """Return the fast step at which the round that begins after `step` ends; of an adaptive tau, its first one."""
         tau = self.tau

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dist_lookahead.train.config import Config
+
 LIMIT = 100.0  # seconds for a whole command
 
 
@@ -38,6 +40,17 @@ def run(
         timeout=LIMIT,
         check=False,
     )
+
+
+def train_in_processes(config: Config, processes: int) -> str:
+    """Train under torchrun to the end, which must be a good one; the output holds stdout and stderr together."""
+    folder = Path(config.run.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{config.run.name}.yaml"
+    file.write_text(config.to_yaml(), encoding="utf-8")
+    done = run(["train", str(file)], processes=processes)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def interrupt(

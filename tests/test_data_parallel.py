@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from digits_training import batch, make_model
-from launching import run
+from launching import train_in_processes
 from processes import run_processes
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -125,11 +125,7 @@ SECTIONS: dict[str, Any] = {
 def test_processes_with_ddp_end_with_the_bits_of_simulated_agents(tmp_path: Path) -> None:
     simulated, real = (small_config(tmp_path / name, **SECTIONS) for name in ("simulated", "real"))
     train(simulated)
-    file = tmp_path / "real.yaml"
-    file.write_text(real.to_yaml(), encoding="utf-8")
-    done = run(["train", str(file)], processes=4)
-    assert done.returncode == 0, done.stdout
-    assert "Warning" not in done.stdout
+    assert "Warning" not in train_in_processes(real, processes=4)
     for one, other in zip(final_states(folder_of(simulated), 4), final_states(folder_of(real), 4), strict=True):
         differing = list(differences(one["model"], other["model"]))
         assert all("running" in name for name in differing), "four agents' statistics add up in another order"

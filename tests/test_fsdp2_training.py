@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from launching import run
+from launching import train_in_processes
 from processes import run_processes
 from torch import Tensor
 
@@ -40,11 +40,7 @@ def exported(config: Config) -> dict[str, Tensor]:
 def test_processes_come_to_the_numbers_of_simulated_agents_with_whole_weights(tmp_path: Path) -> None:
     simulated, real = (small_config(tmp_path / name, **SECTIONS) for name in ("simulated", "real"))
     train(simulated)
-    file = tmp_path / "real.yaml"
-    file.write_text(real.to_yaml(), encoding="utf-8")
-    done = run(["train", str(file)], processes=4)
-    assert done.returncode == 0, done.stdout
-    assert "Warning" not in done.stdout
+    assert "Warning" not in train_in_processes(real, processes=4)
     whole, joined = exported(simulated), exported(real)
     assert whole.keys() == joined.keys()
     for name, tensor in whole.items():

@@ -14,7 +14,7 @@ from dist_lookahead.train.command import main
 from dist_lookahead.train.config import Config, ConfigError, load_config, parse_config
 from dist_lookahead.train.random_state import RandomState, derive_seed
 from dist_lookahead.train.sampler import BatchSampler
-from tests.launching import run
+from tests.launching import train_in_processes
 from tests.test_tasks_datasets import write_mnist
 from tests.training import Crash, crash_before, differences, final_states, folder_of, records, train
 
@@ -148,14 +148,8 @@ def test_all_agents_end_with_the_same_players_and_play_games_of_their_own(tmp_pa
 @pytest.mark.timeout(240)
 def test_two_processes_compute_what_two_simulated_agents_compute(tmp_path: Path, kept: str) -> None:
     levels = {"recipe": "slowmo", "tau": 4, "beta": 0.2}
-    files = {}
-    for name, agents in (("real", 1), ("simulated", 2)):
-        config = gan_config(tmp_path / name, kept, agents=agents, levels=levels)
-        files[name] = tmp_path / f"{name}.yaml"
-        files[name].write_text(config.to_yaml(), encoding="utf-8")
-    done = run(["train", str(files["real"])], processes=2)
-    assert done.returncode == 0, done.stdout
-    assert run(["train", str(files["simulated"])]).returncode == 0
+    train_in_processes(gan_config(tmp_path / "real", kept, agents=1, levels=levels), processes=2)
+    train_in_processes(gan_config(tmp_path / "simulated", kept, agents=2, levels=levels), processes=1)
     folders = [tmp_path / name / "small" for name in ("real", "simulated")]
     for a, b in zip(*(final_states(folder, 2) for folder in folders), strict=True):
         assert list(differences(a, b)) == []

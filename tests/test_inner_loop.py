@@ -10,7 +10,7 @@ from dist_lookahead.train.config import ConfigError
 from dist_lookahead.train.outcome import write_outcome
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
-from tests.launching import run
+from tests.launching import train_in_processes
 from tests.training import (
     Crash,
     crash_before,
@@ -140,10 +140,7 @@ def test_processes_see_what_simulated_agents_see(tmp_path: Path) -> None:
     """The agents of a process report together: each one's rows must be for the same moments."""
     simulated, real = (small_config(tmp_path / name, **WINDOW) for name in ("simulated", "real"))
     train(small_config(tmp_path / "simulated", **WINDOW, agents=2))
-    file = tmp_path / "run.yaml"
-    file.write_text(real.to_yaml(), encoding="utf-8")
-    ended = run(["train", str(file)], processes=2)
-    assert ended.returncode == 0, ended.stdout
+    train_in_processes(real, processes=2)
     assert probed(folder_of(simulated)) == probed(folder_of(real))
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torchvision.datasets.cifar
 
-from dist_lookahead.tasks.number_words import english, german
+from dist_lookahead.tasks.number_words import english
 from dist_lookahead.train.config import load_config
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.sweep_file import load_sweep
 from tests.test_tasks_datasets import write
+from tests.test_tasks_translation import write_multi30k
 from tests.training import folder_of, train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -44,10 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "".join(f" {english(number)} \n" for number in range(lines))
         (root / "ptb" / f"ptb.{part}.txt").write_text(text, encoding="utf-8")
     (root / "shakespeare" / "input.txt").write_text("\n".join(map(english, range(200))), encoding="utf-8")
-    for part, first, count in (("train", 0, 40), ("val", 50, 4), ("test_2016_flickr", 60, 5)):
-        for language, said in (("en", english), ("de", german)):
-            lines = "".join(f"{said(number)}\n" for number in range(first, first + count))
-            (root / "multi30k" / f"{part}.{language}").write_text(lines, encoding="utf-8")
+    write_multi30k(root / "multi30k")
     return root
 
 

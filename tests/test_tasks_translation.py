@@ -33,13 +33,17 @@ def numbers() -> TranslationTask:
     return TranslationTask(TINY, source="de", target="en", vocabulary_size=300)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A parallel corpus in Multi30k's layout, of 40, 4 and 5 pairs."""
+def write_multi30k(folder: Path) -> None:
+    """Write a parallel corpus in Multi30k's layout, of 40, 4 and 5 pairs."""
     for part, first, count in (("train", 0, 40), ("val", 50, 4), ("test_2016_flickr", 60, 5)):
         for language, write in (("en", english), ("de", german)):
             lines = "".join(f"{write(first + i)} \n" for i in range(count))
-            (tmp_path / f"{part}.{language}").write_text(lines, encoding="utf-8")
+            (folder / f"{part}.{language}").write_text(lines, encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_multi30k(tmp_path)
     return tmp_path
 
 

@@ -122,20 +122,17 @@ def period_of(levels: Sequence[Level], mesh: Mesh) -> int:
         >>> period_of(multilayer_lookahead(taus=(5, 2)), Mesh((1,))), period_of(dpsgd(OnePeerExponential()), Mesh((8,)))
         (10, 3)
     """
+    periods = []
     for index, level in enumerate(check_levels(levels)):
-        if not isinstance(level.when.tau, int | float):
+        if level.when.constant is None:
             raise ValueError(f"levels[{index}].tau={level.when.tau} changes in the course of a run: plan with a number")
         if level.move.searches:
             raise ValueError(
                 f"levels[{index}].alpha={level.move} is measured with two more gradients at each sync, whose time is "
                 "not known here: plan with a number"
             )
-    return math.lcm(*(int(_constant(level)) * level.mix.period(mesh) for level in levels))
-
-
-def _constant(level: Level) -> float:
-    assert isinstance(level.when.tau, int | float)
-    return level.when.tau
+        periods.append(level.when.constant * level.mix.period(mesh))
+    return math.lcm(*periods)
 
 
 @torch.no_grad()

@@ -66,11 +66,11 @@ class Tape:
 
     def resume(self) -> None:
         """Start the watch."""
-        self._since = self._now()
+        self._since = seconds_on(self.device)
 
     def pause(self) -> None:
         """Note the arithmetic since the watch was started or read."""
-        now = self._now()
+        now = seconds_on(self.device)
         self.events.append(Arithmetic(now - self._since))
         self._since = now
 
@@ -90,7 +90,9 @@ class Tape:
         """Note a fast step."""
         self.events.append(Step())
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return perf_counter()
+
+def seconds_on(device: torch.device) -> float:
+    """Return what the clock says when all that was started on a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()

@@ -150,5 +150,5 @@ def _changed(levels: Sequence[Level], change: Callable[[Level], Level]) -> tuple
 
 
 def _tau(level: Level) -> int:
-    assert isinstance(level.when.tau, int | float)  # a rehearsal refuses others
-    return int(level.when.tau)
+    assert level.when.constant is not None  # a rehearsal refuses others
+    return level.when.constant

@@ -267,9 +267,7 @@ class Agent:
         return [self.communicator.axis(AXIS).size, names]
 
     def _build_model(self) -> torch.nn.Module:
-        # All agents draw the same initial weights; the optimizer takes agent 0's anyway.
-        with RandomState(derive_seed(self.config.run.seed, "model"), torch.device("cpu")).active():
-            model = self.task.model().to(self.device)
+        model = initial_model(self.config, self.task).to(self.device)
         return model.to(memory_format=torch.channels_last) if self.config.performance.channels_last else model
 
     def _compiled(self) -> torch.nn.Module:
@@ -294,6 +292,12 @@ class Agent:
     def _precision(self) -> AbstractContextManager[Any]:
         dtype = AUTOCAST.get(self.config.precision)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+
+
+def initial_model(config: Config, task: Task) -> torch.nn.Module:
+    """Return a new model on the CPU, with the initial weights of the run: all agents draw the same ones."""
+    with RandomState(derive_seed(config.run.seed, "model"), torch.device("cpu")).active():
+        return task.model()
 
 
 def all_weights(agents: list[Agent], which: str) -> ExitStack:

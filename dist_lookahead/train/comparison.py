@@ -120,14 +120,15 @@ def tuned(groups: Sequence[Group], keys: Sequence[str]) -> list[Group]:
     for key in keys:
         if not any(key in group.columns for group in groups):
             raise ValueError(f"--tuned {key}: the runs do not differ in it; remove it")
+    if not keys:
+        return list(groups)
     best: dict[str, Group] = {}
     for group in groups:
-        alike = {
-            name: value for name, value in group.columns.items() if name not in keys and not _names_itself(group, name)
-        }
-        rival = best.setdefault(json.dumps(alike), group)
-        best[json.dumps(alike)] = min(rival, group, key=_final_loss)
-    return list(best.values()) if keys else list(groups)
+        alike = json.dumps(
+            [item for item in group.columns.items() if item[0] not in keys and not _is_own(group, *item)]
+        )
+        best[alike] = min(best.get(alike, group), group, key=_final_loss)
+    return list(best.values())
 
 
 def names_of_curves(entries: Sequence[Entry], wanted: Sequence[str]) -> list[str]:
@@ -189,9 +190,9 @@ def _columns(own: Sequence[Entry], differing: Sequence[str], keys: Sequence[str]
     return settings if keys else {"run": first.run.settings["run.name"], **settings}
 
 
-def _names_itself(group: Group, column: str) -> bool:
+def _is_own(group: Group, column: str, value: str) -> bool:
     """Whether a column holds the name of a run that belongs to no sweep, and that nothing else has."""
-    return column == "run" and group.columns[column] == group.runs[0].settings["run.name"]
+    return column == "run" and value == group.runs[0].settings["run.name"]
 
 
 def _final_loss(group: Group) -> tuple[bool, float]:

@@ -6,12 +6,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dist_lookahead.averaging.push_sum import PushSum
-from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.gan import GAN_DATA
 from dist_lookahead.train.config_faults import Faults
 from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_levels import Levels
-from dist_lookahead.train.config_sections import SAMPLES, Performance, Precision, Section, one_of
+from dist_lookahead.train.config_sections import SAMPLES, Performance, Precision, Section, one_of, place_faults
 
 
 class Images(Section):
@@ -39,14 +38,7 @@ class Images(Section):
 
     @model_validator(mode="after")
     def _is_where_it_says(self) -> "Images":
-        facts, faults = DATA_SETS[self.name], []
-        if facts.files and self.path is None:
-            faults.append(f"images.path is missing: the folder that holds (or will hold) {facts.files[0]}")
-        if not facts.files and self.path is not None:
-            faults.append(f"images.path={self.path!r} has no effect: {self.name} ships inside a package; remove it")
-        if self.download and facts.reader is None:
-            faults.append(f"images.download=true: {self.name} cannot be downloaded; remove it")
-        if faults:
+        if faults := place_faults("images", self.name, self.path, download=self.download):
             raise Faults(faults)
         return self
 

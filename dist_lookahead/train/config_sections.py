@@ -49,6 +49,25 @@ def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def place_faults(section: str, name: str, path: str | None, *, download: bool) -> list[str]:
+    """Return what is wrong with where a set of images is said to lie.
+
+    Args:
+        section: of the file.
+        name: of the data set.
+        path: folder of the files, if any.
+        download: whether missing files are fetched.
+    """
+    facts, faults = DATA_SETS[name], []
+    if facts.files and path is None:
+        faults.append(f"{section}.path is missing: the folder that holds (or will hold) {facts.files[0]}")
+    if not facts.files and path is not None:
+        faults.append(f"{section}.path={path!r} has no effect: {name} ships inside a package; remove it")
+    if download and facts.reader is None:
+        faults.append(f"{section}.download=true: {name} cannot be downloaded; remove it")
+    return faults
+
+
 class Run(Section):
     """What the run is called, how long it is, and on what it runs."""
 
@@ -119,12 +138,7 @@ class Data(Section):
         facts, faults = DATA_SETS[self.name], []
         if self.augment and not facts.augmented:
             faults.append(f"data.augment=true: {self.name} has no standard augmentation; remove it")
-        if facts.files and self.path is None:
-            faults.append(f"data.path is missing: the folder that holds (or will hold) {facts.files[0]}")
-        if not facts.files and self.path is not None:
-            faults.append(f"data.path={self.path!r} has no effect: {self.name} ships inside a package; remove it")
-        if self.download and facts.reader is None:
-            faults.append(f"data.download=true: {self.name} cannot be downloaded; remove it")
+        faults += place_faults("data", self.name, self.path, download=self.download)
         if self.image_size is not None and self.name != "imagefolder":
             faults.append(
                 f"data.image_size={self.image_size}: {self.name} has a size of its own, {facts.size}; remove it"

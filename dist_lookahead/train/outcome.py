@@ -35,6 +35,11 @@ def read_outcome(directory: RunDirectory) -> dict[str, Any] | None:
     return json.loads(directory.outcome.read_text(encoding="utf-8"))
 
 
+def state_of(outcome: Mapping[str, Any] | None) -> str:
+    """Return "finished", "diverged" or "unfinished"."""
+    return "unfinished" if outcome is None else outcome["state"]
+
+
 def _write(directory: RunDirectory, values: Mapping[str, Any]) -> None:
     unfinished = directory.outcome.with_suffix(".tmp")
     unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

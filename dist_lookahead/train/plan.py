@@ -4,20 +4,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from dist_lookahead.planner.advice import EXPOSED
 from dist_lookahead.planner.forecast import Forecast, forecast
 from dist_lookahead.planner.rehearsal import period_of, rehearse
 from dist_lookahead.planner.variants import Variant, longest, overlapped, shapes, with_longest
 from dist_lookahead.tasks.task import Task
+from dist_lookahead.train.agent import initial_model
 from dist_lookahead.train.config import Config, ConfigError
 from dist_lookahead.train.plan_facts import Facts
 from dist_lookahead.train.plan_file import with_levels
 from dist_lookahead.train.plan_onlooker import TrainerOnlooker
 from dist_lookahead.train.plan_price import Price, price_of
-from dist_lookahead.train.random_state import RandomState, derive_seed
 
 MARGIN = 1.2  # of a delay over the time that an average is known to take
 
@@ -110,8 +107,7 @@ class _Search:
     def __init__(self, config: Config, task: Task, facts: Facts, target: Target, say: Callable[[str], object]) -> None:
         self._config, self._facts, self._target, self._say = config, facts, target, say
         self._samples = task.samples
-        with RandomState(derive_seed(config.run.seed, "model"), torch.device("cpu")).active():
-            self._model: nn.Module = task.model().to(facts.device)
+        self._model = initial_model(config, task).to(facts.device)
         self._refused: dict[str, str] = {}
 
     def plan(self) -> Plan:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from dist_lookahead.comm.communicator import Communicator
-from dist_lookahead.mesh import NODES, Mesh
+from dist_lookahead.mesh import NODES, WORLD, Mesh
 from dist_lookahead.planner.link import Link, read_bandwidth, read_latency, read_link, with_world
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.config import Config
@@ -122,7 +122,7 @@ def asked_links(mesh: Mesh, asked: Asked) -> dict[str, Link]:
     wide = {name: place for place, (name, size) in enumerate(zip(mesh.names, mesh.shape, strict=True)) if size > 1}
     whole = _whole_links(tuple(wide), asked)
     shared = {axis: link.shared_by(math.prod(mesh.shape[wide[axis] + 1 :])) for axis, link in whole.items()}
-    return {**shared, "world": with_world(whole, mesh)["world"]}
+    return {**shared, WORLD: with_world(whole, mesh)[WORLD]}
 
 
 def _whole_links(axes: Sequence[str], asked: Asked) -> dict[str, Link]:

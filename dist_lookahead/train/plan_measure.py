@@ -16,6 +16,7 @@ from dist_lookahead.level import Every, Level
 from dist_lookahead.mesh import WORLD, Mesh
 from dist_lookahead.move import Copy
 from dist_lookahead.planner.link import Link, Transfer
+from dist_lookahead.planner.tape import seconds_on
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.agent import Agent
 from dist_lookahead.train.config import Config
@@ -140,13 +141,6 @@ def _train(agent: Agent, steps: int) -> float:
 
 
 def _clocked(work: Callable[[], object], device: torch.device) -> float:
-    _finish(device)
-    begun = time.perf_counter()
+    begun = seconds_on(device)
     work()
-    _finish(device)
-    return time.perf_counter() - begun
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return seconds_on(device) - begun

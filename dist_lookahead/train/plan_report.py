@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dist_lookahead.mesh import WORLD
+from dist_lookahead.planner.forecast import DAY
 from dist_lookahead.planner.link import Transfer
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.config import Config
@@ -125,10 +127,10 @@ def _cells(one: Candidate) -> Sequence[str]:
 
 def _ddp(written: Candidate, facts: Facts) -> Sequence[str]:
     """Gradients averaged in each step, for scale: with nothing of it hidden behind the backward pass."""
-    sent = Transfer(axis="world", collective="all_reduce", nbytes=written.weights, agents=facts.mesh.size)
-    waiting = facts.links["world"].seconds(sent)
+    sent = Transfer(axis=WORLD, collective="all_reduce", nbytes=written.weights, agents=facts.mesh.size)
+    waiting = facts.links[WORLD].seconds(sent)
     seconds = facts.step_seconds + waiting
-    day = size(sent.sent / seconds * 86400)
+    day = size(sent.sent / seconds * DAY)
     return ("DDP, at most", "", f"{1000 * seconds:.3g}", f"{waiting / seconds:.1%}", "", day, "", "", "", "")
 
 

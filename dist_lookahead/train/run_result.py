@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_lookahead.train.config_file import flat, read_yaml
-from dist_lookahead.train.outcome import read_outcome
+from dist_lookahead.train.outcome import read_outcome, state_of
 from dist_lookahead.train.progress import headlines
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
@@ -52,7 +52,7 @@ class RunResult:
     @property
     def state(self) -> str:
         """Return "finished", "diverged" or "unfinished"."""
-        return "unfinished" if self.outcome is None else self.outcome["state"]
+        return state_of(self.outcome)
 
     def of_kind(self, kind: str) -> list[Mapping[str, Any]]:
         """Return the records of syncs, evaluations or probes."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from dist_lookahead.train.config import ConfigError, load_config
+from dist_lookahead.train.outcome import read_outcome, state_of
 from dist_lookahead.train.result_table import COST
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.signals import LAST_WORDS, STOPPING
@@ -87,7 +88,7 @@ class _Runs:
 
     def skip(self, point: Point) -> bool:
         """Count a point that is finished already."""
-        finished = result_of(point).state in DONE
+        finished = _state(point) in DONE
         self.done += finished
         return finished
 
@@ -131,7 +132,7 @@ class _Runs:
         self.collect()
 
     def _report(self, run: _Run) -> None:
-        state = result_of(run.point).state
+        state = _state(run.point)
         if state in DONE:
             self.done += 1
             self._say(f"[{self.done}/{self._total}] {run.point.label}: {_in_words(run.point)}")
@@ -187,6 +188,11 @@ def _require_own_folders(sweep: Sweep, points: Sequence[Point]) -> None:
             faults.append(f"{point.label}: {directory.path} holds another run; move it away, or name the sweep anew")
     if faults:
         raise ConfigError(str(sweep.folder), faults)
+
+
+def _state(point: Point) -> str:
+    """Of its outcome alone: its records may be long."""
+    return state_of(read_outcome(RunDirectory(folder_of(point))))
 
 
 def _in_words(point: Point) -> str:

@@ -342,6 +342,6 @@ class Trainer:
 
 
 def _longest_tau(levels: Sequence[Level]) -> int | None:
-    taus = [level.when.tau for level in levels]
-    constant = [int(tau) for tau in taus if isinstance(tau, int | float)]
+    taus = [level.when.constant for level in levels]
+    constant = [tau for tau in taus if tau is not None]
     return max(constant) if len(constant) == len(taus) else None
