@@ -1,5 +1,6 @@
 """A level bound to a stack: the mixer it averages with, its slow state and its counters."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from dist_lookahead.fragments import possible_cells
 from dist_lookahead.level import Level
 from dist_lookahead.mass import Mass, mass_of, require_exact_above
 from dist_lookahead.move import slow_step
+from dist_lookahead.offload import on_host, through_device
 from dist_lookahead.pace import Pace
 
 
@@ -31,6 +33,7 @@ class BoundLevel:
         pace: what this agent has done in the round, and how long rounds are where that is not known beforehand.
         due: fast step of the next sync; not after `last` where it is found with the first fast step of the round.
         mass: of push-sum, where it is not always 1.
+        offload: whether the slow state is kept in host memory.
         buckets: the weights of the level.
         slow: z per bucket, the part that this agent owns; empty without slow weights.
         momentum: v per bucket, likewise.
@@ -53,6 +56,7 @@ class BoundLevel:
     pace: Pace
     due: int
     mass: Mass | None = None
+    offload: bool = False
     buckets: list[Bucket] = field(default_factory=list)
     slow: list[Tensor] = field(default_factory=list)
     momentum: list[Tensor] = field(default_factory=list)
@@ -107,9 +111,9 @@ class BoundLevel:
         self.buckets.append(bucket)
         own = bucket.fast[self.owned(bucket)]
         if self.level.move.keeps_slow_weights or self.mixer.compares:
-            self.slow.append(own.clone())
+            self.slow.append(self._copy(own))
         if self.level.move.keeps_momentum:
-            self.momentum.append(torch.zeros_like(own))
+            self.momentum.append(self._copy(own).zero_())
         if self.keeps_snapshot:
             self.snapshot.append(bucket.fast.clone())
         if self.mixer.compares:
@@ -206,19 +210,26 @@ class BoundLevel:
         if step >= self.due:
             self.due = step if self.pace.adaptive else self.level.when.after(step)
 
+    def _copy(self, own: Tensor) -> Tensor:
+        return on_host(own) if self.offload else own.clone()
+
     def _slow_step(self, index: int, bucket: Bucket, part: slice, ratio: float) -> None:
         start = self.owned(bucket).start
         own = slice(part.start - start, part.stop - start)
         alpha, beta = self.coefficients
-        slow_step(
+        step = functools.partial(
+            slow_step,
             self.level.move,
-            bucket.fast[part],
-            self.slow[index][own] if self.slow else None,
-            self.momentum[index][own] if self.momentum else None,
             agents=self.pace.total if self.pace.weighs else self.mixer.agents,
             alpha=alpha,
             beta=beta,
             ratio=ratio,
+        )
+        through_device(
+            step,
+            bucket.fast[part],
+            self.slow[index][own] if self.slow else None,
+            self.momentum[index][own] if self.momentum else None,
         )
 
     def _parts(self, bucket: Bucket, ratios: dict[int, float]) -> list[tuple[slice, float]]:
@@ -235,6 +246,8 @@ def bind_levels(
     communicator: Communicator,
     data_parallel: str | None = None,
     cells: Sequence[Sequence[int]] = (),
+    *,
+    offload: bool = False,
 ) -> Iterator[BoundLevel]:
     """Bind each level: it fires on the result of the one below, which leaves some agents alike and others not.
 
@@ -243,6 +256,7 @@ def bind_levels(
         communicator: this agent's end of all agents.
         data_parallel: axis along which agents share their gradients, and so their weights.
         cells: the levels that act on the same parameters, innermost first; by default those that there can be.
+        offload: whether slow state is kept in host memory.
 
     Raises:
         ValueError: for a level that splits its slow weights over agents that do not hold the same, and for others that
@@ -273,4 +287,4 @@ def bind_levels(
         agreeing = group and set(group.members) <= set(mesh.group(alike, communicator.rank))
         due = 0 if pace.adaptive else level.when.after(0)
         mass = mass_of(level.mix, mesh, communicator.rank)
-        yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, pace, due, mass)
+        yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, pace, due, mass, offload)

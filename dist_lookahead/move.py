@@ -7,8 +7,9 @@
 
 `ratio` is gamma_t / gamma_prev where the slow momentum follows the fast learning rate, else 1.
 
-Everything works in place on flat tensors, in chunks that stay in cache: the whole rule is one pass over memory.
-Every agent must do the same arithmetic in the same order, or slow weights drift apart in their last bits.
+Everything works in place on flat tensors, and the whole rule is one pass over memory: on a CPU plain operations on
+chunks that stay in cache, on a GPU one kernel. Every agent must do the same arithmetic in the same order, or slow
+weights drift apart in their last bits.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dist_lookahead.one_pass import kernel_for
 from dist_lookahead.optimal import Optimal
 from dist_lookahead.schedule import Scheduled, check_scheduled, value_at
 
@@ -170,10 +172,16 @@ def slow_step(
         (2.0, 2.0)
     """
     nesterov = isinstance(move, Pull) and move.nesterov
+    decay = beta * ratio
+    if kernel := kernel_for(fast):
+        kernel(fast, slow, momentum, agents=agents, alpha=alpha, beta=beta, decay=decay, nesterov=nesterov)
+        return
     is_mean = alpha == 1.0 and beta == 0.0  # z + (mean - z) is not the mean, bit for bit
+    # By a number, a GPU would multiply with 1 / n.
+    divisor = torch.full((), agents, dtype=fast.dtype, device=fast.device) if fast.is_cuda else agents
     for x, z, v in _chunks(fast, slow, momentum):
         if agents != 1:
-            x.div_(agents)
+            x.div_(divisor)
         if z is None:
             continue
         if is_mean:
@@ -185,7 +193,7 @@ def slow_step(
             z.lerp_(x, alpha)  # z + alpha * (mean - z) in one pass
         else:
             delta = x.sub_(z)
-            torch.add(delta, v, alpha=beta * ratio, out=v)
+            torch.add(delta, v, alpha=decay, out=v)
             z.add_(delta.add_(v, alpha=beta) if nesterov else v, alpha=alpha)
         x.copy_(z)
 

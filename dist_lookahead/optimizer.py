@@ -14,6 +14,7 @@ from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import default_communicator
 from dist_lookahead.join import join
 from dist_lookahead.level import Level
+from dist_lookahead.offload import Offload
 from dist_lookahead.replicas import replicas
 from dist_lookahead.sharded import count_nonzero
 from dist_lookahead.stability import instabilities
@@ -45,6 +46,8 @@ class DistributedLookahead(Optimizer):
             sync, or leave them "local".
         check_every: compare a checksum of the weights between agents after every so many syncs; 0 for the first
             sync only.
+        offload: "cpu" keeps slow weights and slow momentum in page-locked host memory, and streams them through the
+            GPU at each sync, with the same numbers; without effect for parameters on the CPU.
         probe: for levels with alpha=Optimal, a function that computes a loss at the model's present weights and calls
             backward(). It is called twice at each sync of such a level with the number of fast steps done, which must
             decide its samples: the same both times, and none of those that the round was trained on. Gradients, model
@@ -82,6 +85,7 @@ class DistributedLookahead(Optimizer):
         data_parallel: str | None = None,
         model_buffers: Literal["average", "local"] = "average",
         check_every: int = 0,
+        offload: Offload | None = None,
         probe: Callable[[int], object] | None = None,
     ) -> None:
         if not isinstance(inner, Optimizer) or isinstance(inner, DistributedLookahead):
@@ -108,6 +112,7 @@ class DistributedLookahead(Optimizer):
             model=model,
             average_buffers=model_buffers == "average",
             check_every=check_every,
+            offload=offload,
             probe=probe,
             data_parallel=data_parallel,
         )

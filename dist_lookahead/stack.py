@@ -26,6 +26,7 @@ from dist_lookahead.mail import Mail
 from dist_lookahead.mass import Masses
 from dist_lookahead.model_buffers import ModelBuffers
 from dist_lookahead.observer import Observer
+from dist_lookahead.offload import check_offload
 from dist_lookahead.pace import mail_fields
 from dist_lookahead.post import Post
 from dist_lookahead.roster import describe
@@ -50,6 +51,7 @@ class LevelStack:
         probe: computes gradients for levels with alpha=Optimal.
         data_parallel: axis along which agents share their gradients in each fast step, and so their weights.
         everybody: this process's end of all processes, where an agent is several, over which buffers are averaged.
+        offload: "cpu" keeps slow weights and slow momentum in host memory.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class LevelStack:
         probe: Probe | None = None,
         data_parallel: str | None = None,
         everybody: Communicator | None = None,
+        offload: str | None = None,
     ) -> None:
         levels = check_levels(levels)
+        check_offload(offload, levels)
         self.inner = inner
         # A compiled module wraps the model; what is saved must not depend on that.
         self.model = model = getattr(model, "_orig_mod", model)
@@ -80,7 +84,9 @@ class LevelStack:
         self.bound: list[BoundLevel] = []
         self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
         cells = self.inventory.cells(levels)
-        self.bound += bind_levels(check_levels(levels, cells), communicator, data_parallel, cells)
+        self.bound += bind_levels(
+            check_levels(levels, cells), communicator, data_parallel, cells, offload=bool(offload)
+        )
         self.masses = Masses([(bound.mass, bound.buckets) for bound in self.bound if bound.mass])
         self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
         self.post = Post(self.mail, communicator, self.fast_buffers)

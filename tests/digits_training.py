@@ -27,11 +27,11 @@ def digits() -> tuple[Tensor, Tensor]:
     return torch.as_tensor(images, dtype=torch.float64) / 16, torch.as_tensor(labels)
 
 
-def batch(rank: int, step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def batch(rank: int, step: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Every agent sees its own samples, the same ones whenever it repeats the step."""
     images, labels = digits()
     index = (torch.arange(BATCH) + BATCH * (8 * step + rank)) % len(labels)
-    return images[index].to(dtype), labels[index]
+    return images[index].to(device, dtype), labels[index].to(device)
 
 
 def make_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -49,7 +49,8 @@ class Agent:
     def backward(self, step: int) -> Tensor:
         """Leave the gradients of this agent's batch."""
         self.optimizer.zero_grad()
-        images, labels = batch(self.rank, step, next(self.model.parameters()).dtype)
+        first = next(self.model.parameters())
+        images, labels = batch(self.rank, step, first.dtype, first.device)
         loss = nn.functional.cross_entropy(self.model(images), labels)
         loss.backward()
         return loss

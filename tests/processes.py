@@ -27,6 +27,7 @@ def run_processes(
     timeout: float = 60.0,
     silence: float = 30.0,
     may_die: Collection[int] = (),
+    backend: str = "gloo",
 ) -> list[Any]:
     """Return `work(*arguments)` of n processes, by rank; each has joined a default process group.
 
@@ -37,6 +38,7 @@ def run_processes(
         timeout: seconds after which all processes are killed.
         silence: seconds after which gloo gives up a peer.
         may_die: ranks that may be killed; their result is None.
+        backend: "nccl" for processes that share the first GPU.
 
     Raises:
         RuntimeError: with the traceback of each process that failed.
@@ -44,7 +46,9 @@ def run_processes(
     """
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        workers = [_CONTEXT.Process(target=_enter, args=(work, arguments, r, n, place, silence)) for r in range(n)]
+        workers = [
+            _CONTEXT.Process(target=_enter, args=(work, arguments, r, n, place, silence, backend)) for r in range(n)
+        ]
         try:
             for worker in workers:
                 worker.start()
@@ -61,13 +65,22 @@ def run_processes(
 
 
 def _enter(
-    work: Callable[..., Any], arguments: tuple[Any, ...], rank: int, n: int, place: Path, silence: float
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    rank: int,
+    n: int,
+    place: Path,
+    silence: float,
+    backend: str,
 ) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's name need not resolve
+    if backend == "nccl":
+        os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] = "1"
+        torch.cuda.set_device(0)
     try:
         dist.init_process_group(
-            "gloo",
+            backend,
             init_method=f"file://{place}/store",
             rank=rank,
             world_size=n,

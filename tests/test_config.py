@@ -246,6 +246,11 @@ def test_a_bad_setting_is_refused_with_path_value_and_remedy(good: Path, setting
     [
         (["run.device=cpu", "precision=tf32"], "precision='tf32' has no effect on device='cpu'"),
         (["run.device=cpu", "data.pin_memory=true"], "data.pin_memory=true has no effect on device='cpu'"),
+        (["run.device=cpu", "sync.offload=cpu"], "sync.offload='cpu' has no effect on device='cpu'"),
+        (
+            ["sync.offload=cpu", "levels={recipe: local_sgd, tau: 12}"],
+            "sync.offload='cpu' has no effect: no level keeps",
+        ),
         (["agents=4", "levels={recipe: snoo}"], "agents=4 has no effect on levels that never average"),
         (["sync.check_every=4", "levels={recipe: snoo}"], "sync.check_every=4 has no effect on levels that never"),
     ],

@@ -178,7 +178,7 @@ class Config(Section):
         """
         length = self.length(samples=samples, agents=agents)
         faults = [
-            *device_faults(device, self.feed, self.precision),
+            *device_faults(device, self.feed, self.precision, self.sync),
             *agents_faults(agents, self.levels),
             *(kinds_faults(agents, self.quadratic) if self.quadratic else ()),
             *length_faults(length, self.levels, self.lr_schedule),

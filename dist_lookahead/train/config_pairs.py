@@ -18,6 +18,7 @@ from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, WORLD, Mesh
 from dist_lookahead.notation import is_unknown
+from dist_lookahead.offload import check_offload
 from dist_lookahead.replicas import unfit
 from dist_lookahead.schedule import Schedule
 from dist_lookahead.tasks.datasets import DATA_SETS
@@ -52,7 +53,7 @@ def run_length(run: Run, feed: Feed, *, samples: int, agents: int) -> RunLength:
     return RunLength(samples=samples, batch_size=feed.batch_size, agents=agents, amount=run.epochs, unit="epochs")
 
 
-def device_faults(device: str, feed: Feed, precision: Precision) -> Iterator[str]:
+def device_faults(device: str, feed: Feed, precision: Precision, sync: Sync) -> Iterator[str]:
     """Say what has no effect on this device."""
     if device != "cpu":
         return
@@ -60,6 +61,8 @@ def device_faults(device: str, feed: Feed, precision: Precision) -> Iterator[str
         yield "precision='tf32' has no effect on device='cpu': use fp32 or bf16, or device: cuda"
     if feed.pin_memory:
         yield "data.pin_memory=true has no effect on device='cpu': remove it, or use device: cuda"
+    if sync.offload:
+        yield "sync.offload='cpu' has no effect on device='cpu', where slow weights are anyway: remove it"
 
 
 def agents_faults(agents: int, levels: Levels) -> Iterator[str]:
@@ -117,8 +120,15 @@ def window_faults(length: RunLength, probe: Probe) -> Iterator[str]:
             yield f"probe.{name}={value} must be at most {latest}: the run has {length.total} fast steps"
 
 
-def _device(run: Run, feed: Feed, precision: Precision) -> Iterator[str]:
-    return device_faults(run.device, feed, precision)
+def _device(run: Run, feed: Feed, precision: Precision, sync: Sync) -> Iterator[str]:
+    return device_faults(run.device, feed, precision, sync)
+
+
+def _offloads(sync: Sync, levels: Levels) -> Iterator[str]:
+    try:
+        check_offload(sync.offload, levels.stack)
+    except ValueError as error:
+        yield f"sync.{error}"
 
 
 def _agents(agents: int, mesh: Mesh | None, levels: Levels) -> Iterator[str]:
@@ -263,6 +273,7 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _model_takes_images,
     _shares,
     _binds,
+    _offloads,
     _splits,
     _weighs,
     _averages,

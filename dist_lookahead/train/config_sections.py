@@ -179,6 +179,8 @@ class Sync(Section):
     """Average BatchNorm's statistics at the outermost sync, or leave each agent its own."""
     check_every: int = Field(default=0, ge=0)
     """Syncs between comparisons of the agents' weights; 0 compares after the first sync only."""
+    offload: Literal["cpu"] | None = None
+    """cpu keeps slow weights and slow momentum in host memory, for models that leave no room on the GPU."""
 
 
 class Evaluation(Section):

@@ -77,6 +77,16 @@ def _device(name: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("run.device='cuda', but torch sees no CUDA device here: use 'cpu' or 'auto'")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", _place(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()))
     torch.cuda.set_device(device)
     return device
+
+
+def _place(process: int, devices: int) -> int:
+    """Return the GPU of a process of this node: one for each, or turn by turn where NCCL is told to share them."""
+    if process < devices or os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
+        return process % devices
+    raise ValueError(
+        f"process {process} of this node has no GPU: torch sees {devices}. Start one process per GPU "
+        "(--nproc-per-node), or share them with NCCL_MULTI_RANK_GPU_ENABLE=1 where NCCL knows it"
+    )

@@ -1,0 +1,236 @@
+"""Training on a GPU: the same as on a CPU, over NCCL, in CUDA graphs, compiled, and with slow state on the host."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from digits_training import Agent, batch, make_agent, make_agents, make_model, mesh_for, same, train
+from launching import run, train_in_processes
+from processes import run_processes
+from test_contracts import ALL, TAU, Row
+from torch import nn
+from training import final_states, small_config
+
+from dist_lookahead import DistributedLookahead, Level, Mesh, diloco, local_sgd, simulate, slowmo
+from dist_lookahead.comm.process_group import ProcessGroupCommunicator
+from dist_lookahead.train.config import Config
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+STEPS = 2 * TAU + 1
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def on_gpu(agents: list[Agent]) -> list[Agent]:
+    for agent in agents:
+        agent.model.cuda()
+    return agents
+
+
+def to_cpu(state: Any) -> Any:
+    if isinstance(state, torch.Tensor):
+        return state.cpu()
+    if isinstance(state, dict):
+        return {key: to_cpu(value) for key, value in state.items()}
+    return type(state)(map(to_cpu, state)) if isinstance(state, list | tuple) else state
+
+
+@pytest.mark.parametrize("row", ALL.values(), ids=ALL)
+def test_every_recipe_ends_where_it_does_on_a_cpu(row: Row) -> None:
+    here = make_agents(2, row.levels, dtype=torch.float64)
+    there = on_gpu(make_agents(2, row.levels, dtype=torch.float64))
+    for agents in (here, there):
+        train(agents, range(STEPS))
+    for one, other in zip(here, there, strict=True):
+        assert next(other.model.parameters()).is_cuda
+        assert same(dict(one.model.state_dict()), to_cpu(dict(other.model.state_dict())), tolerance=1e-7)
+
+
+def test_single_precision_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dist_lookahead import slow_kernel
+
+    launches = []
+    kernel = slow_kernel.slow_step
+    monkeypatch.setattr(
+        "dist_lookahead.move.kernel_for", lambda fast: lambda *a, **k: (launches.append(1), kernel(*a, **k))
+    )
+    agents = on_gpu(make_agents(2, slowmo(TAU, beta=0.6)))
+    here = make_agents(2, slowmo(TAU, beta=0.6))
+    train(agents, range(STEPS))
+    train(here, range(STEPS))
+    assert launches
+    assert same(dict(here[0].model.state_dict()), to_cpu(dict(agents[0].model.state_dict())), tolerance=1e-3)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [slowmo(TAU, beta=0.6), diloco(TAU), slowmo(TAU, beta=0.6, shard=True)],
+    ids=["slowmo", "diloco", "sharded"],
+)
+def test_slow_state_on_the_host_changes_no_bit(levels: list[Level]) -> None:
+    def trained(offload: Any) -> list[DistributedLookahead]:
+        ends = simulate(mesh_for(levels, 2))
+        models = [make_model(rank).cuda() for rank in range(2)]
+        optimizers = [
+            DistributedLookahead(
+                torch.optim.SGD(m.parameters(), lr=0.1), levels, model=m, communicator=e, offload=offload
+            )
+            for m, e in zip(models, ends, strict=True)
+        ]
+        train([Agent(rank, models[rank], optimizers[rank]) for rank in range(2)], range(STEPS))
+        return optimizers
+
+    plain, away = trained(None), trained("cpu")
+    for one, other in zip(plain, away, strict=True):
+        kept = [*other.stack.bound[-1].slow, *other.stack.bound[-1].momentum]
+        assert kept
+        assert all(tensor.is_pinned() for tensor in kept)
+        assert same(to_cpu(one.state_dict()), to_cpu(other.state_dict()))
+        restored = copy.deepcopy(other)
+        restored.load_state_dict(other.state_dict())
+        assert same(to_cpu(restored.state_dict()), to_cpu(one.state_dict()))
+
+
+def test_slow_state_on_the_host_leaves_the_gpu_its_memory() -> None:
+    def used(offload: Any) -> int:
+        weight = nn.Parameter(torch.zeros(8_000_000, device="cuda"))
+        before = torch.cuda.memory_allocated()
+        kept = DistributedLookahead(torch.optim.SGD([weight], lr=0.1), slowmo(TAU, beta=0.6), offload=offload)
+        after = torch.cuda.memory_allocated()
+        assert kept.stack.bound[0].slow
+        return after - before
+
+    assert used(None) - used("cpu") == pytest.approx(2 * 4 * 8_000_000, rel=0.01)
+
+
+def test_forward_and_backward_in_a_cuda_graph() -> None:
+    """A graph reads and writes fixed addresses: syncs change weights in place, and never move them."""
+    levels = slowmo(TAU, beta=0.6)
+
+    def trained(*, graphed: bool) -> dict[str, Any]:
+        model = make_model().cuda()
+        optimizer = DistributedLookahead(torch.optim.SGD(model.parameters(), lr=0.1), levels, model=model)
+        images, labels = batch(0, 0, torch.float32, "cuda")
+
+        def backward() -> None:
+            optimizer.zero_grad(set_to_none=False)
+            nn.functional.cross_entropy(model(images), labels).backward()
+
+        graph = torch.cuda.CUDAGraph()
+        kept = copy.deepcopy(model.state_dict())
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                backward()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            backward()
+        model.load_state_dict(kept)
+        for step in range(STEPS):
+            new_images, new_labels = batch(0, step, torch.float32)
+            images.copy_(new_images)
+            labels.copy_(new_labels)
+            graph.replay() if graphed else backward()
+            optimizer.step()
+        return to_cpu(dict(model.state_dict()))
+
+    assert same(trained(graphed=False), trained(graphed=True), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
+def test_a_compiled_model(mode: str) -> None:
+    def trained(*, compiled: bool) -> dict[str, Any]:
+        model = make_model().cuda()
+        optimizer = DistributedLookahead(
+            torch.optim.SGD(model.parameters(), lr=0.1), slowmo(TAU, beta=0.6), model=model
+        )
+        forward = torch.compile(model, mode=mode) if compiled else model
+        for step in range(STEPS):
+            images, labels = batch(0, step, torch.float32, "cuda")
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(forward(images), labels).backward()
+            optimizer.step()
+        return to_cpu(dict(model.state_dict()))
+
+    assert same(trained(compiled=False), trained(compiled=True), tolerance=1e-4)
+
+
+def trained_agent(levels: list[Level], steps: int) -> dict[str, Any]:
+    """What an agent ends as, over the default process group."""
+    mesh = mesh_for(levels, torch.distributed.get_world_size())
+    communicator = ProcessGroupCommunicator(Mesh((mesh,)) if isinstance(mesh, int) else mesh)
+    agent = make_agent(communicator.rank, communicator, levels, dtype=torch.float64)
+    agent.model.cuda()
+    train([agent], range(steps))
+    return to_cpu(dict(agent.model.state_dict()))
+
+
+def test_nccl_with_one_process() -> None:
+    (state,) = run_processes(trained_agent, 1, slowmo(TAU, beta=0.6), STEPS, backend="nccl")
+    alone = on_gpu(make_agents(1, slowmo(TAU, beta=0.6), dtype=torch.float64))
+    train(alone, range(STEPS))
+    assert same(state, to_cpu(dict(alone[0].model.state_dict())))
+
+
+@pytest.mark.parametrize("row", ALL.values(), ids=ALL)
+def test_nccl_with_two_processes_that_share_a_gpu(row: Row) -> None:
+    """Every collective of every recipe; summed as in the simulation, since of two numbers there is one sum."""
+    try:
+        states = run_processes(trained_agent, 2, row.levels, STEPS, backend="nccl", timeout=110)
+    except RuntimeError as error:
+        if "Duplicate GPU" in str(error):
+            pytest.skip("this NCCL does not let processes share a GPU")
+        raise
+    simulated = on_gpu(make_agents(2, row.levels, dtype=torch.float64))
+    train(simulated, range(STEPS))
+    for state, agent in zip(states, simulated, strict=True):
+        assert same(state, to_cpu(dict(agent.model.state_dict())), tolerance=1e-9)
+
+
+def small(folder: Path, **sections: Any) -> Config:
+    return small_config(folder, **{"run": {"device": "cuda", "deterministic": True}, **sections})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_a_run_is_resumed_to_the_bit(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    options = {"precision": precision, "data": {"pin_memory": True}}
+    whole, parted = small(tmp_path / "whole", **options), small(tmp_path / "parted", **options)
+    train_in_processes(whole, 1)
+    shorter = small(tmp_path / "parted", run={"device": "cuda", "deterministic": True, "steps": 7}, **options)
+    train_in_processes(shorter, 1)
+    parted_file = tmp_path / "again.yaml"
+    parted_file.write_text(parted.to_yaml(), encoding="utf-8")
+    done = run(["train", str(parted_file), "--resume"])
+    assert done.returncode == 0, done.stdout
+    one, other = (final_states(folder / "small")[0] for folder in (tmp_path / "whole", tmp_path / "parted"))
+    assert same(dict(one["model"]), dict(other["model"]))
+
+
+@pytest.mark.parametrize("sections", [{}, {"sync": {"offload": "cpu"}}, {"performance": {"compile": True}}], ids=str)
+def test_the_command_trains(tmp_path: Path, sections: dict[str, Any]) -> None:
+    output = train_in_processes(small(tmp_path, **sections), 1)
+    assert "cuda" in output
+
+
+def test_the_command_trains_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+    output = train_in_processes(small(tmp_path, levels={"recipe": "local_sgd", "tau": 4}), 2)
+    assert "2 agents on cuda" in output
+
+
+def test_half_precision_parameters_are_averaged_in_single() -> None:
+    ends = simulate(2)
+    models = [make_model(rank, torch.bfloat16).cuda() for rank in range(2)]
+    optimizers = [
+        DistributedLookahead(torch.optim.SGD(m.parameters(), lr=0.1), local_sgd(TAU), model=m, communicator=e)
+        for m, e in zip(models, ends, strict=True)
+    ]
+    train([Agent(rank, models[rank], optimizers[rank]) for rank in range(2)], range(TAU))
+    assert same(dict(models[0].named_parameters()), dict(models[1].named_parameters()))
