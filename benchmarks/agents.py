@@ -20,7 +20,8 @@ def run_agents(work: Callable[[], None], n: int) -> None:
     if dist.is_torchelastic_launched():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if backend == "nccl":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            # Where NCCL is told to share a GPU (NCCL_MULTI_RANK_GPU_ENABLE=1) there are more processes than GPUs.
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         dist.init_process_group(backend)
         _finish(work)
         return

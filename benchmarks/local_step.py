@@ -43,7 +43,7 @@ def local_step_row(name: str, tensors: int, elements: int, rounds: int, device: 
     batch = _batch(inner, device)
     steps = {"inner": inner, "wrapped": wrapped}
     cases = {case: measure.Case(run=lambda o=optimizer: _steps(o, batch)) for case, optimizer in steps.items()}
-    times = measure.interleave(cases, rounds, device)
+    times = measure.interleave(cases, rounds, device, wall=True)
     alone, inside = (times[case].median / batch * 1e6 for case in ("inner", "wrapped"))
     best = times["wrapped"].best / times["inner"].best
     return [name, tensors, f"{elements:,}", alone, inside, inside - alone, inside / alone, best]

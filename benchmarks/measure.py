@@ -8,6 +8,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+AHEAD = 4_000_000  # cycles of the device, about 2 ms
 WARM_UP = 3  # first rounds, not counted: memory is mapped, thread pools and connections start
 
 
@@ -45,15 +46,16 @@ class Times:
         return min(self.seconds)
 
 
-def interleave(cases: Mapping[str, Case], rounds: int, device: torch.device) -> dict[str, Times]:
+def interleave(cases: Mapping[str, Case], rounds: int, device: torch.device, *, wall: bool = False) -> dict[str, Times]:
     """Time all cases in turn, `rounds` times over, so that a busy machine slows all of them alike.
 
     Args:
         cases: by name.
         rounds: how often each is timed; some warm-up rounds come first.
-        device: where the work happens; on CUDA, events take the time.
+        device: where the work happens; on CUDA, events take the time, unless the work waits for the device itself.
+        wall: whether the host's clock takes the time on CUDA too, from an idle device to an idle device.
     """
-    clock = _events if device.type == "cuda" else _wall
+    clock = _wall if device.type == "cpu" else _idle_to_idle if wall else _events
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for index in range(-WARM_UP, rounds):
         for name, case in cases.items():
@@ -94,8 +96,18 @@ def _wall(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _events(run: Callable[[], object]) -> float:
+def _idle_to_idle(run: Callable[[], object]) -> float:
     torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _events(run: Callable[[], object]) -> float:
+    """The time on the device: it is kept busy meanwhile until all is queued, as it is in a training."""
+    torch.cuda.synchronize()
+    torch.cuda._sleep(AHEAD)
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     run()

@@ -35,14 +35,15 @@ class Trained:
         tau: fast steps between averages.
         delay: fast steps until one lands.
         multiplications: of matrices in each fast step.
+        device: where it computes.
     """
 
-    def __init__(self, elements: int, tau: int, delay: int, multiplications: int) -> None:
-        weight = nn.Parameter(torch.ones(elements))
+    def __init__(self, elements: int, tau: int, delay: int, multiplications: int, device: torch.device) -> None:
+        weight = nn.Parameter(torch.ones(elements, device=device))
         self._optimizer = DistributedLookahead(
             torch.optim.SGD([weight], lr=0.1), [Level(Every(tau, delay), Exact(), Copy())]
         )
-        self._matrix, self._multiplications = torch.full((SIDE, SIDE), 1 / SIDE), multiplications
+        self._matrix, self._multiplications = torch.full((SIDE, SIDE), 1 / SIDE, device=device), multiplications
         self.train(delay)
 
     def train(self, steps: int) -> None:
@@ -57,13 +58,16 @@ def measure_all(options: argparse.Namespace) -> None:
     """Measure as one of the agents; rank 0 reports."""
     torch.set_num_threads(1)
     tau, elements, delays = options.tau, options.elements, sorted(set(options.delays))
-    flat, before = torch.zeros(elements), report.load_average()
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    flat, before = torch.zeros(elements, device=device), report.load_average()
     cases: dict[str, Callable[[], object]] = {"bare": functools.partial(dist.all_reduce, flat)}
     for name, every, delay in (("computing", NEVER, 0), *((f"delay {delay}", tau, delay) for delay in delays)):
-        cases[name] = functools.partial(Trained(elements, every, delay, options.multiplications).train, tau)
+        cases[name] = functools.partial(Trained(elements, every, delay, options.multiplications, device).train, tau)
     timed = {name: measure.Case(run=run, prepare=dist.barrier) for name, run in cases.items()}
-    device = torch.device("cpu")
-    times = {name: _slowest(own) for name, own in measure.interleave(timed, options.rounds, device).items()}
+    times = {
+        name: _slowest(own, device)
+        for name, own in measure.interleave(timed, options.rounds, device, wall=True).items()
+    }
     computing, bare = times["computing"].median, times["bare"].median
     rows = []
     for delay in delays:
@@ -75,8 +79,8 @@ def measure_all(options: argparse.Namespace) -> None:
         report.publish(report.Report(name="overlap", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
 
 
-def _slowest(times: measure.Times) -> measure.Times:
-    seconds = torch.tensor(times.seconds, dtype=torch.float64)
+def _slowest(times: measure.Times, device: torch.device) -> measure.Times:
+    seconds = torch.tensor(times.seconds, dtype=torch.float64, device=device)
     dist.all_reduce(seconds, dist.ReduceOp.MAX)
     return measure.Times(seconds.tolist())
 

@@ -3,6 +3,9 @@
 Each rule reads and writes each of its arrays once: `Copy` x (8 bytes per float32 element), `Pull(alpha)` x and z
 (16 bytes), `Pull(alpha, beta)`, with or without Nesterov, x, z and v (24 bytes). The floor is the time that this many
 bytes take in a plain copy of the same working set. `--chunks` compares chunk sizes.
+
+`--tensors` times instead the whole sync of a lone agent with so many parameter tensors, with all that lies around the
+slow step; bfloat16 parameters are read, written in float32, and brought back, 12 bytes per element more.
 """
 
 import argparse
@@ -11,10 +14,14 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import nn
+from torch.optim import SGD
 
 from benchmarks import measure, report
-from dist_lookahead import Copy, Pull, move
+from dist_lookahead import Alone, Copy, DistributedLookahead, Every, Level, Pull, move
 
+STAGING = 12  # bytes per bfloat16 parameter: read it, write float32, and back
+NEVER = 10**9  # steps between syncs: only the benchmark asks for one
 AGENTS = 2  # the sum arrives from two agents, so that every rule divides
 RULES: dict[str, tuple[int, move.Move]] = {  # number of arrays, rule
     "Copy": (1, Copy()),
@@ -27,6 +34,7 @@ ABOUT = (
     "the rule must read and write, over the bandwidth of a plain copy with the same working set. of floor: share of "
     "that bandwidth which the rule reaches, by medians; at best: by the fastest rounds."
 )
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COLUMNS = ("rule", "elements", "threads", "chunk", "B/element", "copy GB/s", "ms", "floor ms", "of floor", "at best")
 
 
@@ -54,6 +62,27 @@ def slow_step_row(name: str, elements: int, rounds: int, device: torch.device) -
     return [*places, took.median * 1e3, floor * 1e3, floor / took.median, best / took.best]
 
 
+def sync_row(
+    name: str, elements: int, tensors: int, dtype: str, rounds: int, device: torch.device
+) -> list[report.Cell]:
+    """Measure the sync of a lone agent; none with Copy, which does nothing to it."""
+    arrays, rule = RULES[name]
+    each = max(elements // tensors, 1)
+    parameters = [nn.Parameter(torch.ones(each, dtype=DTYPES[dtype], device=device)) for _ in range(tensors)]
+    optimizer = DistributedLookahead(SGD(parameters, lr=0.1), [Level(Every(NEVER), Alone(), rule)])
+    copy = measure.PlainCopy(arrays, elements, device)
+    # A step without gradients changes nothing but the clock.
+    times = measure.interleave(
+        {"copy": copy.case, "sync": measure.Case(run=optimizer.sync, prepare=optimizer.step)}, rounds, device, wall=True
+    )
+    traffic = 8 * arrays + (STAGING if dtype == "bfloat16" else 0)
+    floor, best = (copy.floor(traffic * elements, s) for s in (times["copy"].median, times["copy"].best))
+    took = times["sync"]
+    speed = copy.moved / times["copy"].median / 1e9
+    places = [name, dtype, f"{elements:,}", tensors, traffic, f"{speed:.1f}"]
+    return [*places, took.median * 1e3, floor * 1e3, floor / took.median, best / took.best]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every rule at every size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,8 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()], help="on CPU")
     parser.add_argument("--chunks", type=int, nargs="+", default=[move.CHUNK], help="elements of a chunk, on CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tensors", type=int, nargs="+", help="numbers of parameters: times a whole sync instead")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="with --tensors")
     report.add_options(parser, rounds=31)
     options = parser.parse_args(arguments)
+    if options.tensors:
+        _main_of_syncs(options)
+        return
     cases = [(t, c, n, r) for t in options.threads for n in options.elements for r in RULES for c in options.chunks]
     before, rows = report.load_average(), []
     for threads, chunk, elements, rule in track(cases, "slow step", console=Console(stderr=True)):
@@ -72,6 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows.append(slow_step_row(rule, elements, options.rounds, torch.device(options.device)))
     load = before, report.load_average()
     report.publish(report.Report(name="slow_step", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+
+
+def _main_of_syncs(options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads[0])
+    rules = [name for name, (_, rule) in RULES.items() if rule.keeps_slow_weights]
+    cases = [(n, t, d, r) for n in options.elements for t in options.tensors for d in options.dtypes for r in rules]
+    before, rows = report.load_average(), []
+    for elements, tensors, dtype, rule in track(cases, "lone syncs", console=Console(stderr=True)):
+        rows.append(sync_row(rule, elements, tensors, dtype, options.rounds, torch.device(options.device)))
+    load = before, report.load_average()
+    columns = (COLUMNS[0], "dtype", COLUMNS[1], "tensors", *COLUMNS[4:])
+    report.publish(report.Report(name="lone_sync", about=ABOUT, columns=columns, rows=rows, load=load), options)
 
 
 if __name__ == "__main__":

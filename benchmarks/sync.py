@@ -94,7 +94,7 @@ def sync_row(name: str, elements: int, tensors: int, rounds: int, device: torch.
         "bare": measure.Case(run=functools.partial(_bare, flat, sharded=kind.sharded), prepare=dist.barrier),
         "sync": measure.Case(run=optimizer.sync, prepare=one_more_step),
     }
-    times = {case: _slowest(t, device) for case, t in measure.interleave(cases, rounds, device).items()}
+    times = {case: _slowest(t, device) for case, t in measure.interleave(cases, rounds, device, wall=True).items()}
     traffic = 8 * kind.arrays * elements // (n if kind.sharded else 1)
     traffic += STAGING * elements if kind.dtype == torch.bfloat16 else 0
     sync, bare, floor = times["sync"].median, times["bare"].median, copy.floor(traffic, times["copy"].median)

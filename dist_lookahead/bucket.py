@@ -6,9 +6,11 @@ memory owned by somebody else; re-pointed later by `.to(memory_format=...)` and 
 and out after it: that costs time, never correctness.
 """
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ class Weight:
         return local(self.parameter)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
     """Where a weight lies in its bucket: elements start .. start + numel, with the parameter's own strides."""
 
@@ -68,6 +70,7 @@ class Bucket:
         length = -(-(self.weights_end + tail) // parts) * parts
         self.fast = torch.zeros(length, dtype=self.dtype, device=first.device)
         self._tail_end = self.weights_end + tail
+        self._places: dict[Slot, Tensor] = {}
         self._adopt()
 
     @property
@@ -85,14 +88,14 @@ class Bucket:
         """Copy the weights that are not views into the bucket."""
         strays = self._strays()
         if strays:
-            torch._foreach_copy_([s.of(self.fast) for s in strays], [s.weight.tensor for s in strays])
+            torch._foreach_copy_(self._places_of(strays), [slot.weight.tensor for slot in strays])
 
     @torch.no_grad()
     def scatter(self) -> None:
         """Copy the bucket out to the weights that are not views of it."""
         strays = self._strays()
         if strays:
-            torch._foreach_copy_([s.weight.tensor for s in strays], [s.of(self.fast) for s in strays])
+            torch._foreach_copy_([slot.weight.tensor for slot in strays], self._places_of(strays))
 
     def fits(self) -> bool:
         """Whether every parameter still has the bucket's device and dtype."""
@@ -115,14 +118,23 @@ class Bucket:
         return cuts
 
     def _strays(self) -> list[Slot]:
-        base, size = self.fast.data_ptr(), self.fast.element_size()
+        base, size, dtype = self.fast.data_ptr(), self.fast.element_size(), self.dtype
+        tensors = [slot.weight.tensor for slot in self.slots]
         return [
             slot
-            for slot, tensor in ((slot, slot.weight.tensor) for slot in self.slots)
-            if tensor.data_ptr() != base + slot.start * size
-            or tensor.stride() != slot.stride
-            or tensor.dtype != self.dtype
+            for slot, tensor in zip(self.slots, tensors, strict=True)
+            if tensor.dtype != dtype or tensor.data_ptr() != base + slot.start * size or tensor.stride() != slot.stride
         ]
+
+    def _places_of(self, slots: Sequence[Slot]) -> list[Tensor]:
+        """View the bucket where the parameters lie that are copied in and out; made once, which takes long for many."""
+        if len(self._places) != len(slots) or any(map(operator.ne, self._places, slots)):
+            self._places = {slot: slot.of(self.fast) for slot in slots}
+        return list(self._places.values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle would cut views loose from the bucket.
+        return {**self.__dict__, "_places": {}}
 
     @torch.no_grad()
     def _adopt(self) -> None:

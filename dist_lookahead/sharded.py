@@ -27,6 +27,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether a tensor is split over processes."""
+    if type(tensor) is nn.Parameter:  # asked of every parameter at every sync
+        return False
     # Who has such a tensor has imported its type; to import it here would take everybody's time.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)

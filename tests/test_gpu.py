@@ -1,6 +1,7 @@
 """Training on a GPU: the same as on a CPU, over NCCL, in CUDA graphs, compiled, and with slow state on the host."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,36 +162,40 @@ def test_a_compiled_model(mode: str) -> None:
     assert same(trained(compiled=False), trained(compiled=True), tolerance=1e-4)
 
 
-def trained_agent(levels: list[Level], steps: int) -> dict[str, Any]:
-    """What an agent ends as, over the default process group."""
-    mesh = mesh_for(levels, torch.distributed.get_world_size())
-    communicator = ProcessGroupCommunicator(Mesh((mesh,)) if isinstance(mesh, int) else mesh)
-    agent = make_agent(communicator.rank, communicator, levels, dtype=torch.float64)
-    agent.model.cuda()
-    train([agent], range(steps))
-    return to_cpu(dict(agent.model.state_dict()))
+def trained_agents(stacks: Mapping[str, Sequence[Level]], steps: int) -> dict[str, Any]:
+    """What this process's agent of each training ends as, over the default process group."""
+    states = {}
+    for name, levels in stacks.items():
+        mesh = mesh_for(levels, torch.distributed.get_world_size())
+        communicator = ProcessGroupCommunicator(Mesh((mesh,)) if isinstance(mesh, int) else mesh)
+        agent = make_agent(communicator.rank, communicator, levels, dtype=torch.float64)
+        agent.model.cuda()
+        train([agent], range(steps))
+        states[name] = to_cpu(dict(agent.model.state_dict()))
+    return states
 
 
 def test_nccl_with_one_process() -> None:
-    (state,) = run_processes(trained_agent, 1, slowmo(TAU, beta=0.6), STEPS, backend="nccl")
+    (states,) = run_processes(trained_agents, 1, {"slowmo": slowmo(TAU, beta=0.6)}, STEPS, backend="nccl")
     alone = on_gpu(make_agents(1, slowmo(TAU, beta=0.6), dtype=torch.float64))
     train(alone, range(STEPS))
-    assert same(state, to_cpu(dict(alone[0].model.state_dict())))
+    assert same(states["slowmo"], to_cpu(dict(alone[0].model.state_dict())))
 
 
-@pytest.mark.parametrize("row", ALL.values(), ids=ALL)
-def test_nccl_with_two_processes_that_share_a_gpu(row: Row) -> None:
+def test_nccl_with_two_processes_that_share_a_gpu() -> None:
     """Every collective of every recipe; summed as in the simulation, since of two numbers there is one sum."""
     try:
-        states = run_processes(trained_agent, 2, row.levels, STEPS, backend="nccl", timeout=110)
+        stacks = {name: row.levels for name, row in ALL.items()}
+        states = run_processes(trained_agents, 2, stacks, STEPS, backend="nccl", timeout=110)
     except RuntimeError as error:
         if "Duplicate GPU" in str(error):
             pytest.skip("this NCCL does not let processes share a GPU")
         raise
-    simulated = on_gpu(make_agents(2, row.levels, dtype=torch.float64))
-    train(simulated, range(STEPS))
-    for state, agent in zip(states, simulated, strict=True):
-        assert same(state, to_cpu(dict(agent.model.state_dict())), tolerance=1e-9)
+    for name, row in ALL.items():
+        simulated = on_gpu(make_agents(2, row.levels, dtype=torch.float64))
+        train(simulated, range(STEPS))
+        for own, agent in zip(states, simulated, strict=True):
+            assert same(own[name], to_cpu(dict(agent.model.state_dict())), tolerance=1e-9), name
 
 
 def small(folder: Path, **sections: Any) -> Config:
