@@ -19,10 +19,12 @@ def run_agents(work: Callable[[], None], n: int) -> None:
     """
     if dist.is_torchelastic_launched():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
+        device = None
         if backend == "nccl":
             # Where NCCL is told to share a GPU (NCCL_MULTI_RANK_GPU_ENABLE=1) there are more processes than GPUs.
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        dist.init_process_group(backend)
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+            torch.cuda.set_device(device)
+        dist.init_process_group(backend, device_id=device)
         _finish(work)
         return
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's name need not resolve

@@ -4,14 +4,14 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 
 def kernel_for(fast: Tensor) -> Callable[..., None] | None:
-    """Return the kernel's `slow_step`; None where plain operations are used, with the same result to the last bit.
+    """Return the kernel's `slow_step`; None where plain operations are used.
 
     Args:
         fast: flat weights of a bucket.
@@ -21,6 +21,17 @@ def kernel_for(fast: Tensor) -> Callable[..., None] | None:
         True
     """
     return _kernel(fast.device) if fast.is_cuda and fast.dtype == torch.float32 else None
+
+
+def way(devices: Iterable[torch.device]) -> str:
+    """Say how slow steps on some devices are taken: agents must do it alike, or their last bits may drift apart.
+
+    Example:
+        >>> way([torch.device("cpu")])
+        'slow steps in plain operations'
+    """
+    kernel = any(_kernel(device) for device in devices if device.type == "cuda")
+    return f"slow steps in {'one kernel' if kernel else 'plain operations'}"
 
 
 @functools.cache
@@ -35,7 +46,7 @@ def _kernel(device: torch.device) -> Callable[..., None] | None:
     except Exception as error:  # of a compiler, a driver, or a Triton that does not fit torch: any kind
         warnings.warn(
             f"the slow step on {device} passes over memory several times, since Triton cannot build its kernel: "
-            f"{error}. Results are the same; a C compiler (CC=gcc) is what is missing most often",
+            f"{error}. A C compiler (CC=gcc) is what is missing most often",
             stacklevel=2,
         )
         return None

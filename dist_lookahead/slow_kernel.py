@@ -1,8 +1,7 @@
-"""The slow step in one pass over a GPU's memory: a Triton kernel, the same to the last bit as the plain operations.
+"""The slow step in one pass over a GPU's memory: a Triton kernel that rounds as the plain operations do.
 
-Plain operations pass over a GPU's memory up to five times: chunks that fit its cache are not worth their launches. The
-kernel rounds where those do: products are summed fused, as in torch's own kernels, and the mean is a true quotient.
-Agents with and without it hold the same weights.
+Plain operations pass over a GPU's memory up to five times: chunks that fit its cache are not worth their launches. In
+the kernel products are summed fused, as in torch's own kernels, and the mean is a true quotient.
 """
 
 import triton  # pyright: ignore[reportMissingImports] - not there where torch is for CPUs only

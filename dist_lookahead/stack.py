@@ -27,6 +27,7 @@ from dist_lookahead.mass import Masses
 from dist_lookahead.model_buffers import ModelBuffers
 from dist_lookahead.observer import Observer
 from dist_lookahead.offload import check_offload
+from dist_lookahead.one_pass import way
 from dist_lookahead.pace import mail_fields
 from dist_lookahead.post import Post
 from dist_lookahead.roster import describe
@@ -278,7 +279,8 @@ class LevelStack:
     def _settings(self) -> list[str]:
         levels = [f"levels[{bound.index}] = {bound.level}" for bound in self.bound]
         rest = f"average_buffers={self.average_buffers}, check_every={self.check_every}, torch {torch.__version__}"
-        return [str(self.communicator.mesh), *levels, rest]
+        devices = {parameter.device for group in self.inner.param_groups for parameter in group["params"]}
+        return [str(self.communicator.mesh), *levels, rest, way(devices)]
 
     def refresh(self) -> None:
         """Before the first fast step: capture the slow weights again, weights may have been loaded or moved."""

@@ -75,7 +75,7 @@ def test_the_kernel_does_what_plain_operations_do() -> None:
 @pytest.mark.parametrize("length", [1, 16, 4099, 3_000_001])
 @pytest.mark.parametrize("agents", [1, 2, 3])
 def test_on_a_gpu_the_kernel_has_the_same_bits(rule: Move, length: int, agents: int) -> None:
-    """Else an agent whose machine has no compiler would drift away from the others."""
+    """Then it makes no difference which of the two a GPU's agents use, all of them the same one."""
     assert not any(compare(rule, length, agents, "cuda"))
 
 
