@@ -54,7 +54,7 @@ MAY_IMPORT = {
         ),
     },
 }
-MAY_BE_DISTRIBUTED = ("comm.process_group", "sharded", "train")  # `sharded` knows the types of split parameters
+MAY_BE_DISTRIBUTED = ("comm.part_sums", "comm.process_group", "sharded", "train")  # `sharded` knows split parameters
 
 
 def module_name(path: Path) -> str:

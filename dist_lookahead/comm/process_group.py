@@ -20,6 +20,7 @@ from dist_lookahead.comm.communicator import (
     letter_bytes,
     ring_bytes,
 )
+from dist_lookahead.comm.part_sums import PartSums
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.mesh import NODES, WORLD, Mesh
 
@@ -138,8 +139,13 @@ class ProcessGroupCommunicator:
         return self._start(
             "reduce_scatter",
             tensor,
-            lambda: _reduce_scatter(output, tensor, group=self.process_group, async_op=True),
+            lambda: self._sum_parts(output, tensor),
         )
+
+    def _sum_parts(self, output: Tensor, tensor: Tensor) -> Work | None:
+        if tensor.device.type == "cpu":
+            return PartSums(output, tensor, self.size, self.process_group)
+        return _reduce_scatter(output, tensor, group=self.process_group, async_op=True)
 
     def all_gather(self, output: Tensor, tensor: Tensor) -> Work:
         """Start to collect every process's `tensor` in `output`."""
