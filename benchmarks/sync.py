@@ -9,6 +9,7 @@ import argparse
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -53,9 +54,12 @@ ABOUT = (
     "Milliseconds, medians of interleaved rounds, the slowest process of each round. bare: all-reduce of one flat "
     "tensor in place (sharded: reduce-scatter and all-gather). floor: the bytes that the slow step must read and "
     f"write, and {STAGING} per element for bfloat16 parameters that are staged in float32, over the bandwidth of a "
-    "plain copy that all processes make at once. ratio: sync / (bare + floor); at best: by the fastest rounds."
+    "plain copy that all processes make at once. ratio: sync / (bare + floor); at best: by the fastest rounds. wire: "
+    "bytes that each process sends in a sync, in copies of the float32 weights, counted at the loopback interface; ? "
+    "where the processes do not talk over it."
 )
-COLUMNS = ("recipe", "parameters", "tensors", "agents", "sync", "bare", "floor", "ratio", "at best")
+COLUMNS = ("recipe", "parameters", "tensors", "agents", "sync", "bare", "floor", "ratio", "at best", "wire")
+COUNTED = 3  # syncs whose bytes are counted
 
 
 class Weights(nn.Module):
@@ -99,7 +103,8 @@ def sync_row(name: str, elements: int, tensors: int, rounds: int, device: torch.
     traffic += STAGING * elements if kind.dtype == torch.bfloat16 else 0
     sync, bare, floor = times["sync"].median, times["bare"].median, copy.floor(traffic, times["copy"].median)
     best = times["sync"].best / (times["bare"].best + copy.floor(traffic, times["copy"].best))
-    return [name, f"{elements:,}", tensors, n, sync * 1e3, bare * 1e3, floor * 1e3, sync / (bare + floor), best]
+    wire = _wire(optimizer, elements)
+    return [name, f"{elements:,}", tensors, n, sync * 1e3, bare * 1e3, floor * 1e3, sync / (bare + floor), best, wire]
 
 
 def measure_all(options: argparse.Namespace) -> None:
@@ -114,6 +119,24 @@ def measure_all(options: argparse.Namespace) -> None:
     if first:
         load = before, report.load_average()
         report.publish(report.Report(name="sync", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+
+
+def _wire(optimizer: DistributedLookahead, elements: int) -> report.Cell:
+    """Return what a process sends in a sync; a collective."""
+    before = _sent_over_loopback()
+    for _ in range(COUNTED):
+        optimizer.step()
+        optimizer.sync()
+    dist.barrier()
+    sent = (_sent_over_loopback() - before) / dist.get_world_size() / COUNTED
+    return sent / (4 * elements) if sent and dist.get_backend() == "gloo" else "?"
+
+
+def _sent_over_loopback() -> int:
+    """Return the bytes that this machine has sent to itself so far; 0 where the kernel does not say."""
+    counters = Path("/proc/net/dev")
+    lines = counters.read_text().splitlines() if counters.exists() else []
+    return next((int(line.split()[9]) for line in lines if line.strip().startswith("lo:")), 0)
 
 
 def _bare(flat: Tensor, *, sharded: bool) -> None:
