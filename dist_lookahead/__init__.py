@@ -17,6 +17,7 @@ from dist_lookahead.comm.topology import (
 )
 from dist_lookahead.failure import SyncError
 from dist_lookahead.fragments import Named, Part, Whole
+from dist_lookahead.guard import Guard, PoisonedError
 from dist_lookahead.level import Every, Level
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.move import Copy, Pull
@@ -60,6 +61,7 @@ __all__ = [
     "Exact",
     "Gossip",
     "Graph",
+    "Guard",
     "InverseSqrt",
     "Level",
     "LevelStack",
@@ -70,6 +72,7 @@ __all__ = [
     "Optimal",
     "Part",
     "Piecewise",
+    "PoisonedError",
     "Pull",
     "PushSum",
     "Quantised",

@@ -1,23 +1,22 @@
 """A level bound to a stack: the mixer it averages with, its slow state and its counters."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from dist_lookahead.alike import likeness
 from dist_lookahead.averaging.mixer import Memory, Mixer
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Pending
 from dist_lookahead.flight import Flight
-from dist_lookahead.fragments import possible_cells
+from dist_lookahead.guard import PoisonedError, Watch, say_who_is_left_out
 from dist_lookahead.level import Level
-from dist_lookahead.mass import Mass, mass_of, require_exact_above
+from dist_lookahead.mass import Mass
 from dist_lookahead.move import slow_step
 from dist_lookahead.offload import on_host, through_device
-from dist_lookahead.pace import Pace
+from dist_lookahead.pace import Pace, Table
 
 
 @dataclass(eq=False)
@@ -34,6 +33,7 @@ class BoundLevel:
         due: fast step of the next sync; not after `last` where it is found with the first fast step of the round.
         mass: of push-sum, where it is not always 1.
         offload: whether the slow state is kept in host memory.
+        watch: of a guard, where agents may be left out of the mean.
         buckets: the weights of the level.
         slow: z per bucket, the part that this agent owns; empty without slow weights.
         momentum: v per bucket, likewise.
@@ -57,6 +57,7 @@ class BoundLevel:
     due: int
     mass: Mass | None = None
     offload: bool = False
+    watch: Watch | None = None
     buckets: list[Bucket] = field(default_factory=list)
     slow: list[Tensor] = field(default_factory=list)
     momentum: list[Tensor] = field(default_factory=list)
@@ -97,6 +98,11 @@ class BoundLevel:
         return bool(self.level.when.delay or self.level.local_share)
 
     @property
+    def left_out(self) -> bool:
+        """Whether this agent's weights were not finite, and are not in the last mean."""
+        return self.watch is not None and not self.watch.sound
+
+    @property
     def fast(self) -> list[Tensor]:
         """The fast weights per bucket, with the tail where mail travels: its table grows with the number of agents."""
         return [bucket.fast if self.hearing else bucket.weights for bucket in self.buckets]
@@ -105,6 +111,32 @@ class BoundLevel:
     def fired(self) -> int:
         """Fast step after which the last average began, landed or not."""
         return self.flight.step if self.flight else self.last
+
+    def says(self, length: int) -> dict[str, float]:
+        """Return what this agent says in the mail of a sync, before the weights of `taken` are sent.
+
+        Args:
+            length: of the round, in fast steps that agents have agreed on.
+        """
+        if not self.watch:
+            return self.pace.says(length)
+        apart = self.snapshot if self.keeps_snapshot else [bucket.fast for bucket in self.buckets]
+        weights = [x[: bucket.weights_end] for x, bucket in zip(apart, self.buckets, strict=True)]
+        self.watch.look(weights, self.slow)
+        return {**self.pace.says(length, sound=self.watch.sound), **self.watch.says()}
+
+    def hear(self, table: Table, members: Sequence[int], clock: int) -> None:
+        """Take what agents have said.
+
+        Args:
+            table: of the mail.
+            members: rows of it.
+            clock: fast steps done.
+        """
+        self.pace.hear(table, members, clock - self.last)
+        if self.watch:
+            self.watch.hear(table, members)
+            say_who_is_left_out(self.watch, self.index, clock, self.pace.rank, members)
 
     def adopt(self, bucket: Bucket) -> None:
         """Take in a bucket; its slow state starts from its present weights."""
@@ -169,7 +201,10 @@ class BoundLevel:
             for flat in (x, slow):  # old mail in the tail is no weight, and must not scale a code
                 flat[bucket.weights_end :] = 0
             memory.append(Memory(slow, residuals, draw=(self.index, self.rounds, place)))
-        self.pace.scale(self.buckets)
+        weights = [x[: bucket.weights_end] for x, bucket in zip(fast, self.buckets, strict=True)]
+        if self.watch:
+            self.watch.apply(weights, self.slow)
+        self.pace.scale(weights)
         yield from self.mixer.collect(fast, self.rounds, memory)
 
     def move(self, rates: Sequence[float | None]) -> None:
@@ -180,8 +215,8 @@ class BoundLevel:
         Args:
             rates: the fast learning rates of the round's last fast step, per parameter group.
         """
-        if self.pace.weighs and not self.pace.total:  # nobody has moved
-            self.pace.restore(self.buckets)
+        if self.pace.weighs and not self.pace.total:
+            self._without_mean()
             return
         gammas = dict(enumerate(rates)) if self.level.move.follow_lr else {}
         ratios = {
@@ -191,6 +226,18 @@ class BoundLevel:
             for part, ratio in self._parts(bucket, ratios):
                 self._slow_step(index, bucket, part, ratio)
         self.gammas.update({group: gamma for group, gamma in gammas.items() if gamma})
+
+    def _without_mean(self) -> None:
+        """Nobody has moved, or nobody has finite weights."""
+        if not self.watch or not self.watch.left_out:
+            self.pace.restore(self.buckets)
+            return
+        for bucket in self.buckets:
+            bucket.weights.fill_(torch.nan)  # as they were; the sum of nobody must not pass for weights
+        raise PoisonedError(
+            f"no agent has finite weights at the sync of levels[{self.index}] after fast step {self.fired}: lower the "
+            "learning rate, and go on from a checkpoint"
+        )
 
     def commit(self, clock: int) -> None:
         """Count the sync.
@@ -239,52 +286,3 @@ class BoundLevel:
             return [(part, ratios.get(group, 1.0)) for part, group in bucket.segments(owned)]
         end = min(owned.stop, bucket.weights_end)
         return [(slice(owned.start, end), next(iter(ratios.values()), 1.0))] if owned.start < end else []
-
-
-def bind_levels(
-    levels: Sequence[Level],
-    communicator: Communicator,
-    data_parallel: str | None = None,
-    cells: Sequence[Sequence[int]] = (),
-    *,
-    offload: bool = False,
-) -> Iterator[BoundLevel]:
-    """Bind each level: it fires on the result of the one below, which leaves some agents alike and others not.
-
-    Args:
-        levels: innermost first.
-        communicator: this agent's end of all agents.
-        data_parallel: axis along which agents share their gradients, and so their weights.
-        cells: the levels that act on the same parameters, innermost first; by default those that there can be.
-        offload: whether slow state is kept in host memory.
-
-    Raises:
-        ValueError: for a level that splits its slow weights over agents that do not hold the same, and for others that
-            do not fit each other or the agents.
-    """
-    mesh = communicator.mesh
-    shared = mesh.axes(data_parallel) if data_parallel else ()
-    cells = cells or possible_cells([level.params for level in levels])
-    require_exact_above(levels, cells, mesh)
-    for index, (level, agents) in enumerate(zip(levels, likeness(levels, mesh, shared, cells), strict=True)):
-        below, alike = agents.before, agents.after
-        mixer = level.mix.bind(communicator, below)
-        group = mixer.group
-        everybody = len(mesh.group(alike, communicator.rank)) == communicator.size
-        hearing = (communicator if everybody else group) if group and mixer.communicates else None
-        if mixer.shards > 1 and alike != level.mix.alike(mesh, below):
-            raise ValueError(
-                f"levels[{index}].mix={level.mix}: a gossip above gives each agent slow weights of its own, and "
-                "there is no z to be split over the agents: leave shard out"
-            )
-        pace = Pace(level, communicator.rank, weighs=level.mix.weighted is not None and mixer.communicates)
-        if pace.adaptive and communicator.size > 1 and (hearing is None or hearing.size < communicator.size):
-            raise ValueError(
-                f"levels[{index}].tau={level.when.tau} depends on what all agents know alike, and no mail of all of "
-                f"them travels with mix={level.mix} here: give a number or a schedule of the step, or average exactly "
-                "over all agents"
-            )
-        agreeing = group and set(group.members) <= set(mesh.group(alike, communicator.rank))
-        due = 0 if pace.adaptive else level.when.after(0)
-        mass = mass_of(level.mix, mesh, communicator.rank)
-        yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, pace, due, mass, offload)

@@ -48,7 +48,7 @@ def _fault(bounds: Sequence[BoundLevel], agents: int) -> str | None:
         return None
     for bound in bounds:
         where, adaptive = f"join(): levels[{bound.index}]", bound.pace.adaptive
-        if not bound.pace.weighs and (bound.mixer.communicates or bound.mixer.group is None):
+        if not bound.level.mix.weighted and (bound.mixer.communicates or bound.mixer.group is None):
             return (
                 f"{where}.mix={bound.level.mix} would count an agent that has no more samples like the others: "
                 "average with mix=Exact(weighted='steps'), or 'samples'"

@@ -14,7 +14,7 @@ from torch import Tensor
 from dist_lookahead.comm.communicator import Communicator, Work
 
 FIELDS = ("clock", "joining", "buffers", "flag")
-_NUMBERS = ("lr", "loss", "speed")  # as they are; all others are whole
+_NUMBERS = ("lr", "loss", "speed", "way")  # as they are; all others are whole
 _LIMIT = 2**24
 _MUST_AGREE = {
     "lr": (  # first: else agents are at different steps, and it is not said why

@@ -37,6 +37,13 @@ class ModelBuffers:
         for name, buffer in self._live():
             buffer.copy_(values[name])
 
+    @torch.no_grad()
+    def mend(self) -> None:
+        """Take the slow weights' values where present ones are not finite."""
+        for name, buffer in self._live():
+            if not bool(buffer.isfinite().all()):
+                buffer.copy_(self.slow[name])
+
     def values(self) -> dict[str, Tensor]:
         """Return copies of the present values."""
         return {name: buffer.clone() for name, buffer in self._live()}

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from dist_lookahead import swap
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import default_communicator
+from dist_lookahead.guard import Guard
 from dist_lookahead.join import join
 from dist_lookahead.level import Level
 from dist_lookahead.offload import Offload
@@ -48,6 +49,8 @@ class DistributedLookahead(Optimizer):
             sync only.
         offload: "cpu" keeps slow weights and slow momentum in page-locked host memory, and streams them through the
             GPU at each sync, with the same numbers; without effect for parameters on the CPU.
+        guard: `Guard()` leaves agents whose weights are not finite out of the means, at no further message: they take
+            the slow weights, and their fast optimizer begins anew. It can also clip outlying ones.
         probe: for levels with alpha=Optimal, a function that computes a loss at the model's present weights and calls
             backward(). It is called twice at each sync of such a level with the number of fast steps done, which must
             decide its samples: the same both times, and none of those that the round was trained on. Gradients, model
@@ -56,6 +59,7 @@ class DistributedLookahead(Optimizer):
     Raises:
         ValueError: for levels that do not fit together, parameters that cannot be averaged, and agents that differ.
         SyncError: from `step`, where agents are lost or late.
+        PoisonedError: from `step`, with a guard, where no agent has finite weights.
 
     Example:
         >>> from dist_lookahead import lookahead
@@ -86,6 +90,7 @@ class DistributedLookahead(Optimizer):
         model_buffers: Literal["average", "local"] = "average",
         check_every: int = 0,
         offload: Offload | None = None,
+        guard: Guard | None = None,
         probe: Callable[[int], object] | None = None,
     ) -> None:
         if not isinstance(inner, Optimizer) or isinstance(inner, DistributedLookahead):
@@ -113,6 +118,7 @@ class DistributedLookahead(Optimizer):
             average_buffers=model_buffers == "average",
             check_every=check_every,
             offload=offload,
+            guard=guard,
             probe=probe,
             data_parallel=data_parallel,
         )

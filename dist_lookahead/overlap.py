@@ -97,10 +97,10 @@ def ways(bound: BoundLevel, clock: int) -> list[Tensor] | None:
 
     Args:
         bound: the level that has moved; its buckets hold z.
-        clock: fast steps done.
+        clock: fast steps done. An agent that was left out of the mean keeps nothing of its own.
     """
     assert bound.flight
-    if bound.flight.step == clock:
+    if bound.flight.step == clock or bound.left_out:
         return None
     for kept, bucket in zip(bound.snapshot, bound.buckets, strict=True):
         torch.sub(bucket.fast, kept, out=kept)
@@ -117,7 +117,7 @@ def settle(bound: BoundLevel, moved: Sequence[Tensor] | None) -> None:
         moved: z - q per bucket; None where the fast weights are z.
     """
     assert bound.flight
-    if share := bound.level.local_share:
+    if (share := bound.level.local_share) and not bound.left_out:
         for bucket, before in zip(bound.buckets, bound.flight.sums, strict=True):
             bucket.weights.lerp_(before[: bucket.weights_end], share)
     elif moved is not None:

@@ -26,8 +26,12 @@ LARGEST = 2**24 - 1  # number that arrives exactly
 Table = Mapping[str, tuple[float, ...]]
 
 
-def mail_fields(levels: Sequence[Level]) -> tuple[str, ...]:
+def mail_fields(levels: Sequence[Level], *, guarded: bool = False) -> tuple[str, ...]:
     """Return the numbers that travel with the mail of these levels.
+
+    Args:
+        levels: of a stack.
+        guarded: whether agents may be left out of means.
 
     Example:
         >>> from dist_lookahead import QSR, local_sgd
@@ -36,7 +40,7 @@ def mail_fields(levels: Sequence[Level]) -> tuple[str, ...]:
     """
     taus = [level.when.tau for level in levels]
     hears = {tau.hears for tau in taus if isinstance(tau, Adaptive)}
-    weights = ("weight", "done") if any(level.mix.weighted for level in levels) else ()
+    weights = ("weight", "done") if guarded or any(level.mix.weighted for level in levels) else ()
     numbers = {"lr": ("lr",), "loss": ("loss", "losses"), "speed": ("speed",)}
     return (*weights, *(name for fact, names in numbers.items() if fact in hears for name in names))
 
@@ -48,7 +52,8 @@ class Pace:
     Attributes:
         level: the description.
         rank: of this agent among all.
-        weighs: whether weights of several agents are weighted by their work.
+        weighs: whether weights of several agents are weighted: by their work, or by 0 and 1 where a guard looks.
+        sound: whether this agent takes part in the mean.
         steps: fast steps that this agent has taken since the last sync.
         samples: that it was told of since then.
         losses: number of losses that it was told since then.
@@ -70,6 +75,7 @@ class Pace:
     level: Level
     rank: int = 0
     weighs: bool = False
+    sound: bool = True
     steps: int = 0
     samples: int = 0
     losses: int = 0
@@ -151,25 +157,28 @@ class Pace:
         length, self.memory = self.adaptive.next_round(Facts(step, self.lr, loss, steps), self.memory)
         return length
 
-    def says(self, length: int) -> dict[str, float]:
+    def says(self, length: int, *, sound: bool = True) -> dict[str, float]:
         """Return this agent's numbers for the mail, and find its share.
 
         Args:
             length: of the round, in fast steps that agents have agreed on.
+            sound: whether this agent takes part in the mean.
         """
-        weight = self.samples if self.level.mix.weighted == "samples" else self.steps
+        self.sound = sound
+        weight = {"samples": self.samples, "steps": self.steps, None: 1}[self.level.mix.weighted] * sound
         if self.weighs and weight > LARGEST:
             raise ValueError(f"{weight} samples in a round are more than {LARGEST}: report them in larger units")
         if self.level.mix.weighted == "steps" and not self.timed:
             self.unit = length
         self.share = weight / self.unit
-        loss = float(self.loss_sum) / self.losses if self.losses else 0.0
+        losses = self.losses * sound
+        loss = float(self.loss_sum) / losses if losses else 0.0
         return {
             "weight": weight,
             "done": int(self.done),
             "lr": self.lr or 0.0,
             "loss": loss,
-            "losses": self.losses,
+            "losses": losses,
             "speed": self._speed() if self.timed else 0.0,
         }
 
@@ -197,14 +206,14 @@ class Pace:
         self.loss_sum = 0.0
 
     @torch.no_grad()
-    def scale(self, buckets: Sequence[Bucket]) -> None:
-        """Multiply the weights with this agent's share, before they are summed."""
-        if not self.weighs or self.share == 1:
+    def scale(self, fast: Sequence[Tensor]) -> None:
+        """Multiply flat weights with this agent's share, before they are summed."""
+        if not self.weighs or not self.sound or self.share == 1:
             return
         # Where no agent has moved the sum is of no use, and all still hold the same weights.
-        self._kept = [bucket.weights.clone() for bucket in buckets] if self.share == 0 else []
-        for bucket in buckets:
-            bucket.weights.mul_(self.share)
+        self._kept = [x.clone() for x in fast] if self.share == 0 else []
+        for x in fast:
+            x.mul_(self.share)
 
     @torch.no_grad()
     def restore(self, buckets: Sequence[Bucket]) -> None:

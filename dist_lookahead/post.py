@@ -36,7 +36,7 @@ class Post:
             clock: fast steps done.
         """
         tail = bound.buckets[0].tail
-        self.mail.outgoing.update(bound.pace.says(clock - bound.last))
+        self.mail.outgoing.update(bound.says(clock - bound.last))
         if not bound.hearing:
             return tail, []
         self.mail.outgoing["clock"] = bound.rounds if bound.pace.timed else clock
@@ -57,6 +57,6 @@ class Post:
         elif self._communicator.size == 1:
             self.mail.read_own()
         members = bound.hearing.members if bound.hearing else (self._communicator.rank,)
-        bound.pace.hear(self.mail.received, members, clock - bound.last)
+        bound.hear(self.mail.received, members, clock)
         if bound.hearing or self._communicator.size == 1:
             self.flags = tuple(map(max, self.flags, self.mail.received["flag"]))

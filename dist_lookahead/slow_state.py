@@ -29,6 +29,7 @@ def save(bounds: Sequence[BoundLevel]) -> list[dict[str, Any]]:
             "rounds": bound.rounds,
             "gammas": _by_group(bound.gammas),
             "pace": bound.pace.state(),
+            "watch": bound.watch.state() if bound.watch else {},
             "mass": bound.mass.all.tolist() if bound.mass else [],
             "slow": _pieces(bound.buckets, bound.slow, [bound.owned(bucket) for bucket in bound.buckets]),
             "momentum": _pieces(bound.buckets, bound.momentum, [bound.owned(bucket) for bucket in bound.buckets]),
@@ -67,6 +68,8 @@ def load(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
         bound.due, bound.last, bound.rounds = state["due"], state["last"], state["rounds"]
         if "pace" in state:  # there was none once
             bound.pace.load(state["pace"])
+        if bound.watch and state.get("watch"):
+            bound.watch.load(state["watch"])
         if bound.mass:
             bound.mass.all.copy_(torch.tensor(state["mass"]))
         bound.gammas = {group: gamma for group, gamma in enumerate(state["gammas"]) if gamma is not None}

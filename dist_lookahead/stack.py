@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 
 from dist_lookahead import overlap, slow_state
 from dist_lookahead.agreement import require_same_weights
-from dist_lookahead.bound_level import BoundLevel, bind_levels
+from dist_lookahead.binding import bind_levels
+from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending
 from dist_lookahead.failure import lost
 from dist_lookahead.fast_buffers import FastBuffers
 from dist_lookahead.flight import Flight
+from dist_lookahead.guard import Guard, Watch
 from dist_lookahead.inventory import Inventory
 from dist_lookahead.level import Level, check_levels
 from dist_lookahead.line_search import LineSearch, Probe
@@ -53,6 +55,7 @@ class LevelStack:
         data_parallel: axis along which agents share their gradients in each fast step, and so their weights.
         everybody: this process's end of all processes, where an agent is several, over which buffers are averaged.
         offload: "cpu" keeps slow weights and slow momentum in host memory.
+        guard: leaves weights that are not finite out of means.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class LevelStack:
         data_parallel: str | None = None,
         everybody: Communicator | None = None,
         offload: str | None = None,
+        guard: Guard | None = None,
     ) -> None:
         levels = check_levels(levels)
         check_offload(offload, levels)
@@ -80,16 +84,20 @@ class LevelStack:
         self.check_every = check_every
         self.clock = 0
         self.observer: Observer | None = None
-        self.mail = Mail(communicator.rank, communicator.size, mail_fields(levels))
+        self.mail = Mail(
+            communicator.rank, communicator.size, mail_fields(levels, guarded=guard is not None) + Watch.fields(guard)
+        )
         self._near = communicator.axis(data_parallel) if data_parallel else None
         self.bound: list[BoundLevel] = []
         self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
         cells = self.inventory.cells(levels)
         self.bound += bind_levels(
-            check_levels(levels, cells), communicator, data_parallel, cells, offload=bool(offload)
+            check_levels(levels, cells), communicator, data_parallel, cells, offload=bool(offload), guard=guard
         )
         self.masses = Masses([(bound.mass, bound.buckets) for bound in self.bound if bound.mass])
-        self.fast_buffers = FastBuffers(inner, remember=any(b.level.fast_buffers == "reset" for b in self.bound))
+        self.fast_buffers = FastBuffers(
+            inner, remember=any(b.watch or b.level.fast_buffers == "reset" for b in self.bound)
+        )
         self.post = Post(self.mail, communicator, self.fast_buffers)
         self.model_buffers = ModelBuffers(model)
         self.line_search = LineSearch(levels, probe, model)
@@ -241,7 +249,7 @@ class LevelStack:
 
     def _settle_below(self, bound: BoundLevel, ways: Sequence[Tensor] | None) -> Pending:
         """All below the level take its weights, or move as it has; fast buffers are kept, reset or averaged."""
-        choice = bound.level.fast_buffers
+        choice = "reset" if bound.left_out else bound.level.fast_buffers
         for lower in self.bound[: bound.index]:
             lower.follow(bound.buckets, ways)
             if lower.mass and lower.shares(bound):
@@ -254,6 +262,8 @@ class LevelStack:
             yield from self.fast_buffers.average(bound.mixer.group, bound.buckets)
 
     def _settle_buffers(self, bound: BoundLevel) -> Pending:
+        if any(below.watch for below in self.bound):  # an agent may have been poisoned since a level looked
+            self.model_buffers.mend()
         if (bound.mixer.group or self.everybody.size > self.communicator.size) and self.average_buffers:
             yield from self.model_buffers.average(self.everybody)
         self.model_buffers.capture()

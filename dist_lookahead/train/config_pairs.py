@@ -13,7 +13,7 @@ from dist_lookahead.adaptive import Timed
 from dist_lookahead.averaging.exact import Exact
 from dist_lookahead.averaging.gossip import OnGraph
 from dist_lookahead.averaging.push_sum import PushSum
-from dist_lookahead.bound_level import bind_levels
+from dist_lookahead.binding import bind_levels
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, WORLD, Mesh
