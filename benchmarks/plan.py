@@ -15,7 +15,7 @@ from statistics import mean
 
 import torch
 
-from benchmarks import report
+from benchmarks import picture, report
 from benchmarks.slow_link import NODES, SlowLink, why_not
 from dist_lookahead import Quantised, local_sgd, overlapped_local_sgd, slowmo, streaming_diloco
 from dist_lookahead.level import Level
@@ -52,6 +52,7 @@ COLUMNS = (
     *("levels", "Mbit/s", "ms", "tau", "computing", "predicted", "as given", "taken", "ratio"),
     *("waiting, predicted", "waiting, taken"),
 )
+PICTURE = picture.Bars(panels=[["predicted", "taken"]], by=["levels", "Mbit/s", "ms"])
 
 
 class Paced(VisionTask):
@@ -172,8 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--levels", nargs="+", choices=STACKS, default=list(STACKS), help="which stacks")
     parser.add_argument("--width", type=int, default=1000, help="of the network: about its square of parameters")
     parser.add_argument("--pause", type=float, default=20, help="milliseconds until a batch has come (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON")
-    parser.add_argument("--write", action="store_true", help=f"write a dated page to {report.RESULTS.name}/")
+    report.add_options(parser)
     for name, kind in (("rows", Path), ("rate", float), ("delay", float)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of one agent
     options = parser.parse_args(arguments)
@@ -187,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for delay in options.delays:
             rows += on_two_nodes(options, rate, delay)
     load = before, report.load_average()
-    report.publish(report.Report(name="plan", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+    table = report.Report(name="plan", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
+    report.publish(table, options)
 
 
 def _steps(levels: Sequence[Level], period: int) -> int:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import measure, report
+from benchmarks import measure, picture, report
 from dist_lookahead import Copy, Pull, move
 
 AGENTS = 2  # the sum arrives from two agents, so that every rule divides
@@ -28,6 +28,7 @@ ABOUT = (
     "that bandwidth which the rule reaches, by medians; at best: by the fastest rounds."
 )
 COLUMNS = ("rule", "elements", "threads", "chunk", "B/element", "copy GB/s", "ms", "floor ms", "of floor", "at best")
+PICTURE = picture.Lines(x="elements", panels=[["of floor"]], by=["rule", "threads", "chunk"])
 
 
 def slow_step_row(name: str, elements: int, rounds: int, device: torch.device) -> list[report.Cell]:
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         move.CHUNK = chunk
         rows.append(slow_step_row(rule, elements, options.rounds, torch.device(options.device)))
     load = before, report.load_average()
-    report.publish(report.Report(name="slow_step", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+    table = report.Report(name="slow_step", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
+    report.publish(table, options)
 
 
 if __name__ == "__main__":

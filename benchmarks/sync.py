@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from benchmarks import agents, measure, report
+from benchmarks import agents, measure, picture, report
 from dist_lookahead import DistributedLookahead, Level, distributed_lookahead, local_sgd, slowmo
 
 NEVER = 10**9  # steps between syncs: only the benchmark asks for one
@@ -56,6 +56,7 @@ ABOUT = (
     "plain copy that all processes make at once. ratio: sync / (bare + floor); at best: by the fastest rounds."
 )
 COLUMNS = ("recipe", "parameters", "tensors", "agents", "sync", "bare", "floor", "ratio", "at best")
+PICTURE = picture.Bars(panels=[["ratio"]], by=["recipe", "parameters"])
 
 
 class Weights(nn.Module):
@@ -113,7 +114,8 @@ def measure_all(options: argparse.Namespace) -> None:
         rows.append(sync_row(recipe, elements, tensors, options.rounds, device))
     if first:
         load = before, report.load_average()
-        report.publish(report.Report(name="sync", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+        table = report.Report(name="sync", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
+        report.publish(table, options)
 
 
 def _bare(flat: Tensor, *, sharded: bool) -> None:
