@@ -21,6 +21,7 @@ from benchmarks.delay import TUN, Delay
 PREFIX, NAMESPACES, FILES = "dl", Path("/run/netns"), Path("/etc/netns")
 INTERFACE, PORT = "eth0", "29400"
 SENT = Path("/sys/class/net", INTERFACE, "statistics/tx_bytes")
+SET_NAME = 'echo "$0" > /proc/sys/kernel/hostname; exec "$@"'
 BURST_SECONDS, LEAST_BURST = 0.002, 16_000  # of tbf's bucket: larger ones let short messages pass unhindered
 
 
@@ -28,9 +29,9 @@ def why_not() -> str | None:
     """Say why there can be no such network here; None if there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    missing = [command for command in ("ip", "tc") if shutil.which(command) is None]
+    missing = [command for command in ("ip", "tc", "unshare") if shutil.which(command) is None]
     if missing:
-        return f"{' and '.join(missing)} of iproute2 are not installed"
+        return f"{' and '.join(missing)} (of iproute2 and util-linux) are not installed"
     if not TUN.exists():
         return f"{TUN} is not there"
     try:  # a container's root may not be allowed to
@@ -94,9 +95,10 @@ class Network:
         return f"10.99.0.{node + 1}"
 
     def start(self, node: int, command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-        """Start a command on a node."""
+        """Start a command on a node, whose host name is node0, node1, .."""
         own = {**os.environ, "GLOO_SOCKET_IFNAME": INTERFACE, **environment}
-        return subprocess.Popen(["ip", "netns", "exec", self.names[node], *command], env=own)
+        inside = ["ip", "netns", "exec", self.names[node], "unshare", "--uts", "sh", "-c", SET_NAME, f"node{node}"]
+        return subprocess.Popen([*inside, *command], env=own)
 
     def run(self, command: Sequence[str], *, timeout: float, local: int = 1) -> None:
         """Run a command on all nodes as torchrun would: the environment says who is who, and where to meet.

@@ -21,7 +21,8 @@ def torchft_diloco(model: nn.Module, inner: torch.optim.Optimizer, tau: int, *, 
         tau: steps of a round.
         beta: Nesterov momentum of the outer SGD, whose learning rate is 1.
     """
-    from torchft import LighthouseServer, Manager, ProcessGroupGloo  # pyright: ignore[reportMissingImports] - optional
+    from torchft import Manager, ProcessGroupGloo  # pyright: ignore[reportMissingImports] - optional
+    from torchft.coordination import LighthouseServer  # pyright: ignore[reportMissingImports] - optional
     from torchft.local_sgd import DiLoCo  # pyright: ignore[reportMissingImports] - optional
 
     address, rank, n = _own_address(), dist.get_rank(), dist.get_world_size()
