@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import picture, quadratic, report, simulation
+from benchmarks import picture, quadratic, report, scaling, simulation
 from dist_lookahead import simulate
 from dist_lookahead.figures.style import new_figure
 
@@ -24,8 +24,18 @@ TINY = {
     "overlap": ["--elements", "1000", "--multiplications", "1"],
     "quadratic": ["--agents", "1", "3", "--repetitions", "4"],
     "methods": ["--methods", "local SGD", "SGP, one peer", "hierarchical local SGD", "--steps", "13"],
+    "scaling": ["--processes", "2", "--agents", "4", "8", "--elements", "1000"],
 }
-ROWS = {"slow_step": 4, "sync": 5, "local_step": 4, "simulation": 2, "overlap": 3, "quadratic": 2, "methods": 3}
+ROWS = {
+    "slow_step": 4,
+    "sync": 5,
+    "local_step": 4,
+    "simulation": 2,
+    "overlap": 3,
+    "quadratic": 2,
+    "methods": 3,
+    "scaling": 9,
+}
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -99,3 +109,11 @@ def test_a_picture_draws_the_numbers_of_the_cells() -> None:
     assert first == [1000.0, 2.0]
     assert second[0] == 2000.0
     assert math.isnan(second[1])
+
+
+@pytest.mark.parametrize("name", scaling.AVERAGES)
+def test_simulated_agents_send_what_the_formula_says(name: str) -> None:
+    """Bytes and formula stand beside each other: one that belongs to another average would go unnoticed."""
+    row = dict(zip(scaling.COLUMNS, scaling.simulated(name, 8, 100_000), strict=True))
+    assert row["bytes"] == pytest.approx(row["by formula"], rel=0.01)
+    assert row["far"] == pytest.approx(row["far by formula"], rel=0.01)
