@@ -9,7 +9,7 @@ from benchmarks import contenders, network, slow_network
 from benchmarks.slow_network_agent import Outcome
 
 REASON = network.why_not()
-TINY = ["--parameters", "3000", "--target", "1.5", "--steps", "60", "--sample", "4", "--alone", "8"]
+TINY = ["--parameters", "3000", "--target", "1.5", "--steps", "400", "--sample", "4", "--alone", "8"]
 
 
 @pytest.mark.timeout(300)
