@@ -31,6 +31,7 @@ from dist_lookahead import (
 FAST_MOMENTUM = 0.9
 LOOK = 10  # steps from one look at the loss to the next, where gradients are averaged in each step
 RANK, FIRST_COMPRESSED = 4, 2  # of PowerSGD, which sends whole gradients before; 2 is the earliest it allows
+WHOLE = 10_000  # MB of a bucket that holds any model trained here
 TRAVEL = 0.75  # share of a round that an average may travel
 PARTS = 4
 NOTHING, DDP, TORCHFT = "no communication", "DDP", "torchft DiLoCo"
@@ -93,7 +94,10 @@ def _alone(model: nn.Module, rates: Rates, tau: int) -> Contender:
 
 def _data_parallel(hook: str) -> Build:
     def build(model: nn.Module, rates: Rates, _tau: int) -> Contender:
-        parallel = DistributedDataParallel(model, init_sync=False)  # all agents have built the same model
+        # All agents have built the same model. PowerSGD starts its later sums from callbacks, whose order over several
+        # buckets is not the same on all agents: over gloo they then get each other's. With one bucket they cannot.
+        cap = WHOLE if hook == "PowerSGD" else None
+        parallel = DistributedDataParallel(model, init_sync=False, bucket_cap_mb=cap)
         warm_up = 1
         if hook == "fp16":
             parallel.register_comm_hook(dist.group.WORLD, fp16_compress_hook)
