@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks import measure, report
+from benchmarks import measure, picture, report
 from dist_lookahead import DistributedLookahead, slowmo
 
 NEVER = 10**9  # steps until the first sync
@@ -24,6 +24,7 @@ ABOUT = (
     "DistributedLookahead with slowmo, between two syncs. ratio: wrapped / inner; at best: by the fastest rounds."
 )
 COLUMNS = ("optimizer", "tensors", "elements each", "inner", "wrapped", "difference", "ratio", "at best")
+PICTURE = picture.Lines(x="tensors", panels=[["ratio"]], by=["optimizer", "elements each"])
 
 
 def build(name: str, tensors: int, elements: int, device: torch.device) -> Optimizer:
@@ -65,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, (tensors, elements) in track(cases, "local step", console=Console(stderr=True)):
         rows.append(local_step_row(name, tensors, elements, options.rounds, torch.device(options.device)))
     load = before, report.load_average()
-    report.publish(report.Report(name="local_step", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+    table = report.Report(name="local_step", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
+    report.publish(table, options)
 
 
 def _steps(optimizer: Optimizer, batch: int) -> None:

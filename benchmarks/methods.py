@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import report
+from benchmarks import picture, report
 from dist_lookahead.train.config import parse_config
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.trainer import Trainer
@@ -40,6 +40,7 @@ COLUMNS = (
     "syncs",
     "fast steps",
 )
+PICTURE = picture.Bars(panels=[["test loss"], ["MB sent"]], by=["method", "task"], log=True)
 TASKS: dict[str, dict[str, Any]] = {
     "digits": {
         "run": {"epochs": 20},
@@ -157,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for task, name in track(cases, "training", console=Console(stderr=True))
     ]
     load = before, report.load_average()
-    report.publish(report.Report(name="methods", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+    table = report.Report(name="methods", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
+    report.publish(table, options)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from benchmarks import measure, report
+from benchmarks import measure, picture, report
 from dist_lookahead import Pull, move, offload
 
 RULES = {"Pull(0.5)": (1, Pull(0.5)), "Pull(1, 0.6)": (2, Pull(1.0, 0.6))}  # arrays that travel, rule
@@ -90,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for elements, rule in track(cases, "offload", console=Console(stderr=True)):
         rows.append(offload_row(rule, elements, options.rounds, torch.device("cuda")))
     load = before, report.load_average()
-    report.publish(report.Report(name="offload", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+    drawn = picture.Bars(panels=[["on device", "on host", "link"]], by=["rule", "elements"])
+    table = report.Report(name="offload", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=drawn)
+    report.publish(table, options)
 
 
 if __name__ == "__main__":

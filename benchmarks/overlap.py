@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks import agents, measure, report
+from benchmarks import agents, measure, picture, report
 from dist_lookahead import Copy, DistributedLookahead, Every, Exact, Level
 
 NEVER = 10**9  # steps between syncs of agents that only compute
@@ -25,6 +25,7 @@ ABOUT = (
     "weights alone. ratio: round / computing; at best: by the fastest rounds."
 )
 COLUMNS = ("delay", "tau", "parameters", "agents", "round", "computing", "bare", "ratio", "at best")
+PICTURE = picture.Bars(panels=[["round", "computing", "bare"]], by=["delay"])
 
 
 class Trained:
@@ -76,7 +77,8 @@ def measure_all(options: argparse.Namespace) -> None:
         rows.append([*counts, took.median * 1e3, computing * 1e3, bare * 1e3, took.median / computing, best])
     if dist.get_rank() == 0:
         load = before, report.load_average()
-        report.publish(report.Report(name="overlap", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+        table = report.Report(name="overlap", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
+        report.publish(table, options)
 
 
 def _slowest(times: measure.Times, device: torch.device) -> measure.Times:

@@ -15,8 +15,7 @@ from statistics import mean
 
 import torch
 
-from benchmarks import report
-from benchmarks.slow_link import NODES, SlowLink, why_not
+from benchmarks import network, picture, report
 from dist_lookahead import Quantised, local_sgd, overlapped_local_sgd, slowmo, streaming_diloco
 from dist_lookahead.level import Level
 from dist_lookahead.planner.forecast import forecast
@@ -41,8 +40,9 @@ STACKS: Mapping[str, list[Level]] = {
     "overlapped": overlapped_local_sgd(tau=64, delay=48),
     "4 parts, 8 bits, overlapped": streaming_diloco(tau=64, parts=4, delay=12, codec=Quantised(bits=8)),
 }
+NODES = 2
 PERIODS = 3  # that are timed, after one that is not
-PORT = "29400"
+LONGEST = 1800  # seconds that the trainings on one link may take
 ABOUT = (
     "Milliseconds of wall time per fast step of two agents: computing alone (mean of before and after the training), "
     "predicted from the link as measured and as given, and taken by the trainer. ratio: taken / predicted from the "
@@ -52,6 +52,7 @@ COLUMNS = (
     *("levels", "Mbit/s", "ms", "tau", "computing", "predicted", "as given", "taken", "ratio"),
     *("waiting, predicted", "waiting, taken"),
 )
+PICTURE = picture.Bars(panels=[["predicted", "taken"]], by=["levels", "Mbit/s", "ms"])
 
 
 class Paced(VisionTask):
@@ -133,34 +134,11 @@ def work(options: argparse.Namespace) -> None:
 
 def on_two_nodes(options: argparse.Namespace, rate: float, delay: float) -> list[list[report.Cell]]:
     """Start the two agents on a link, and return the rows of the first."""
-    with tempfile.TemporaryDirectory() as folder, SlowLink(rate, delay / 1e3) as link:
+    with tempfile.TemporaryDirectory() as folder, network.Network(NODES, rate, delay / 1e3) as nodes:
         rows = Path(folder) / "rows.json"
-        asked = [
-            "--rows",
-            rows,
-            "--rate",
-            rate,
-            "--delay",
-            delay,
-            "--width",
-            options.width,
-            "--levels",
-            *options.levels,
-        ]
-        command = [sys.executable, "-m", "benchmarks.plan", *map(str, asked)]
-        shared = {
-            "MASTER_ADDR": link.address(0),
-            "MASTER_PORT": PORT,
-            "WORLD_SIZE": str(NODES),
-            "LOCAL_WORLD_SIZE": "1",
-        }
-        agents = [
-            link.start(node, command, {**shared, "RANK": str(node), "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"})
-            for node in range(NODES)
-        ]
-        statuses = [agent.wait() for agent in agents]
-        if any(statuses):
-            raise RuntimeError(f"the agents ended with {statuses}")
+        asked = ["--rows", rows, "--rate", rate, "--delay", delay, "--width", options.width, "--pause", options.pause]
+        command = [sys.executable, "-m", "benchmarks.plan", *map(str, asked), "--levels", *options.levels]
+        nodes.run(command, timeout=LONGEST)
         return json.loads(rows.read_text())
 
 
@@ -172,22 +150,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--levels", nargs="+", choices=STACKS, default=list(STACKS), help="which stacks")
     parser.add_argument("--width", type=int, default=1000, help="of the network: about its square of parameters")
     parser.add_argument("--pause", type=float, default=20, help="milliseconds until a batch has come (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON")
-    parser.add_argument("--write", action="store_true", help=f"write a dated page to {report.RESULTS.name}/")
+    report.add_options(parser)
     for name, kind in (("rows", Path), ("rate", float), ("delay", float)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of one agent
     options = parser.parse_args(arguments)
     if options.rows:
         work(options)
         return
-    if missing := why_not():
-        sys.exit(f"no link can be made here: {missing}")
+    network.require()
     before, rows = report.load_average(), []
     for rate in options.rates:
         for delay in options.delays:
             rows += on_two_nodes(options, rate, delay)
     load = before, report.load_average()
-    report.publish(report.Report(name="plan", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+    table = report.Report(name="plan", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
+    report.publish(table, options)
 
 
 def _steps(levels: Sequence[Level], period: int) -> int:

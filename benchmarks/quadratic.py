@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from benchmarks import measure, report
+from benchmarks import measure, picture, report
 from dist_lookahead import DistributedLookahead, simulate, slowmo
 
 TAU, BETA, LR = 12, 0.6, 0.1
@@ -25,6 +25,7 @@ ABOUT = (
     "steps per second, simulated."
 )
 COLUMNS = ("agents", "repetitions", "floor", "simulated", "difference", "ratio", "at best", "M steps/s")
+PICTURE = picture.Bars(panels=[["ratio"]], by=["agents", "repetitions"])
 
 
 class Agents:
@@ -115,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for agents, repetitions in track(cases, "quadratic", console=Console(stderr=True)):
         rows.append(quadratic_row(agents, repetitions, options.rounds))
     load = before, report.load_average()
-    report.publish(report.Report(name="quadratic", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+    table = report.Report(name="quadratic", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
+    report.publish(table, options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reporting: a table on the terminal, JSON, and a dated Markdown page that says where it was measured."""
+"""Reporting: a table on the terminal, JSON, a picture, and a dated Markdown page that says where it was measured."""
 
 import argparse
 import datetime
@@ -7,15 +7,16 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.picture import Cell, Picture, save
+
 RESULTS = Path(__file__).parent / "results"
-Cell = str | int | float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,7 @@ class Report:
         columns: headings.
         rows: one cell per column; floats are shown with three digits.
         load: one-minute load averages before and after the measurement.
+        picture: which columns a picture shows.
     """
 
     name: str
@@ -35,11 +37,19 @@ class Report:
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     load: tuple[float, float]
+    picture: Picture
 
 
-def add_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
-    """Add the options that all benchmarks share."""
-    parser.add_argument("--rounds", type=int, default=rounds, help="how often each case is timed (%(default)s)")
+def add_options(parser: argparse.ArgumentParser, *, rounds: int | None = None) -> None:
+    """Add the options that all benchmarks share.
+
+    Args:
+        parser: of the command.
+        rounds: how often cases are timed unless the user says otherwise; None for a benchmark without rounds.
+    """
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help="how often each case is timed (%(default)s)")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the table; a page beside it shows the picture")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--write", action="store_true", help=f"write a dated page to {RESULTS.name}/")
 
@@ -53,23 +63,27 @@ def publish(report: Report, options: argparse.Namespace) -> None:
     """Print the table; write it where the options say."""
     _print(report)
     if options.json:
-        content = {**asdict(report), "machine": machine(), "command": _command()}
+        table = {"name": report.name, "about": report.about, "columns": report.columns, "rows": report.rows}
+        content = {**table, "load": report.load, "machine": machine(), "command": _command()}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
+    if options.png:
+        save(report.picture, report.name, report.columns, report.rows, options.png)
     if options.write:
         page = RESULTS / f"{datetime.datetime.now(datetime.UTC).date()}-{report.name.replace('_', '-')}.md"
         page.parent.mkdir(exist_ok=True)
-        page.write_text(markdown(report))
+        page.write_text(markdown(report, options.png))
         Console(stderr=True).print(f"wrote {page}")
 
 
-def markdown(report: Report) -> str:
-    """Return the page: how it was measured, then the table."""
+def markdown(report: Report, png: Path | None = None) -> str:
+    """Return the page: how it was measured, then the table, and the picture where it lies among the pages."""
     facts = {**machine(), "command": f"`{_command()}`", "load average": _load(report)}
     table = [
         _line(report.columns),
         _line(["---"] * len(report.columns)),
         *(_line([_text(cell) for cell in row]) for row in report.rows),
     ]
+    shown = png is not None and png.resolve().parent == RESULTS.resolve()
     lines = [
         f"# {report.name}",
         "",
@@ -78,6 +92,7 @@ def markdown(report: Report) -> str:
         *(f"- {key}: {value}" for key, value in facts.items()),
         "",
         *table,
+        *(["", f"![{report.name}]({png.name})"] if png and shown else []),
     ]
     return "\n".join(lines) + "\n"
 

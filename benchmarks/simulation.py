@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks import agents, measure, report
+from benchmarks import agents, measure, picture, report
 from dist_lookahead import DistributedLookahead, simulate, slowmo
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
@@ -38,6 +38,7 @@ COLUMNS = (
     *("model", "agents", "apart", "in turn", "simulated", "by rounds"),
     *("ratio", "at best", "locality", "overhead", "processes", "speed-up"),
 )
+PICTURE = picture.Bars(panels=[["ratio", "locality", "overhead"]], by=["model", "agents"])
 
 
 class Agent:
@@ -104,7 +105,8 @@ def measure_all(options: argparse.Namespace) -> None:
         rows.append(simulation_row(name, n, options.rounds))
     if first:
         load = before, report.load_average()
-        report.publish(report.Report(name="simulation", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+        table = report.Report(name="simulation", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
+        report.publish(table, options)
 
 
 def _network(name: str) -> nn.Module:

@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import nn
 from torch.optim import SGD
 
-from benchmarks import measure, report
+from benchmarks import measure, picture, report
 from dist_lookahead import Alone, Copy, DistributedLookahead, Every, Level, Pull, move
 
 STAGING = 12  # bytes per bfloat16 parameter: read it, write float32, and back
@@ -36,6 +36,7 @@ ABOUT = (
 )
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COLUMNS = ("rule", "elements", "threads", "chunk", "B/element", "copy GB/s", "ms", "floor ms", "of floor", "at best")
+PICTURE = picture.Lines(x="elements", panels=[["of floor"]], by=["rule", "threads", "chunk"])
 
 
 def slow_step_row(name: str, elements: int, rounds: int, device: torch.device) -> list[report.Cell]:
@@ -105,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         move.CHUNK = chunk
         rows.append(slow_step_row(rule, elements, options.rounds, torch.device(options.device)))
     load = before, report.load_average()
-    report.publish(report.Report(name="slow_step", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+    table = report.Report(name="slow_step", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
+    report.publish(table, options)
 
 
 def _main_of_syncs(options: argparse.Namespace) -> None:
@@ -117,7 +119,9 @@ def _main_of_syncs(options: argparse.Namespace) -> None:
         rows.append(sync_row(rule, elements, tensors, dtype, options.rounds, torch.device(options.device)))
     load = before, report.load_average()
     columns = (COLUMNS[0], "dtype", COLUMNS[1], "tensors", *COLUMNS[4:])
-    report.publish(report.Report(name="lone_sync", about=ABOUT, columns=columns, rows=rows, load=load), options)
+    drawn = picture.Bars(panels=[["of floor"]], by=["rule", "dtype", "elements", "tensors"])
+    table = report.Report(name="lone_sync", about=ABOUT, columns=columns, rows=rows, load=load, picture=drawn)
+    report.publish(table, options)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from benchmarks import agents, measure, report
+from benchmarks import agents, measure, picture, report
 from dist_lookahead import DistributedLookahead, Level, distributed_lookahead, local_sgd, slowmo
 
 NEVER = 10**9  # steps between syncs: only the benchmark asks for one
@@ -60,6 +60,7 @@ ABOUT = (
 )
 COLUMNS = ("recipe", "parameters", "tensors", "agents", "sync", "bare", "floor", "ratio", "at best", "wire")
 COUNTED = 3  # syncs whose bytes are counted
+PICTURE = picture.Bars(panels=[["ratio"]], by=["recipe", "parameters"])
 
 
 class Weights(nn.Module):
@@ -118,7 +119,8 @@ def measure_all(options: argparse.Namespace) -> None:
         rows.append(sync_row(recipe, elements, tensors, options.rounds, device))
     if first:
         load = before, report.load_average()
-        report.publish(report.Report(name="sync", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
+        table = report.Report(name="sync", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
+        report.publish(table, options)
 
 
 def _wire(optimizer: DistributedLookahead, elements: int) -> report.Cell:

@@ -1,16 +1,19 @@
 """Every benchmark runs to its end on a tiny size and prints its table; how long anything takes is not asserted."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import quadratic, report, simulation
+from benchmarks import picture, quadratic, report, scaling, simulation
 from dist_lookahead import simulate
+from dist_lookahead.figures.style import new_figure
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -21,20 +24,32 @@ TINY = {
     "overlap": ["--elements", "1000", "--multiplications", "1"],
     "quadratic": ["--agents", "1", "3", "--repetitions", "4"],
     "methods": ["--methods", "local SGD", "SGP, one peer", "hierarchical local SGD", "--steps", "13"],
+    "scaling": ["--processes", "2", "--agents", "4", "8", "--elements", "1000"],
 }
-ROWS = {"slow_step": 4, "sync": 5, "local_step": 4, "simulation": 2, "overlap": 3, "quadratic": 2, "methods": 3}
+ROWS = {
+    "slow_step": 4,
+    "sync": 5,
+    "local_step": 4,
+    "simulation": 2,
+    "overlap": 3,
+    "quadratic": 2,
+    "methods": 3,
+    "scaling": 9,
+}
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_benchmark_prints_and_writes_one_row_per_case(name: str, tmp_path: Path) -> None:
     """Breaks when the core's interface moves on without the benchmarks, or a case is dropped silently."""
-    file = tmp_path / "table.json"
-    command = [sys.executable, "-m", f"benchmarks.{name}", *TINY[name], "--rounds", "2", "--json", str(file)]
+    file, drawn = tmp_path / "table.json", tmp_path / "table.png"
+    command = [sys.executable, "-m", f"benchmarks.{name}", *TINY[name], "--rounds", "2"]
+    command += ["--json", str(file), "--png", str(drawn)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     content = json.loads(file.read_text())
     assert len(content["rows"]) == ROWS[name]
     assert all(len(row) == len(content["columns"]) for row in content["rows"])
+    assert drawn.read_bytes().startswith(b"\x89PNG")
     assert f"benchmarks.{name} " in content["command"]
     assert all(str(row[0]) in done.stdout for row in content["rows"])
 
@@ -62,11 +77,43 @@ def test_simulated_networks_end_alike_in_either_order() -> None:
         assert all(map(torch.equal, own.model.parameters(), other.model.parameters()))
 
 
+def _table(rows: list[list[report.Cell]], drawn: picture.Picture) -> report.Report:
+    return report.Report(name="x", about="What.", columns=("rule", "ms"), rows=rows, load=(0.5, 0.75), picture=drawn)
+
+
 def test_a_page_names_the_machine_and_holds_the_table() -> None:
     """A number without its machine, versions and load cannot be compared with anything later."""
-    page = report.markdown(
-        report.Report(name="x", about="What.", columns=("rule", "ms"), rows=[("Copy", 0.12345)], load=(0.5, 0.75))
-    )
+    table = _table([["Copy", 0.12345]], picture.Bars(panels=[["ms"]], by=["rule"]))
+    page = report.markdown(table)
     assert "| rule | ms |\n| --- | --- |\n| Copy | 0.123 |" in page
     assert all(f"\n- {fact}: " in page for fact in ("CPU", "torch", "system", "command"))
     assert "- load average: 0.5 before, 0.8 after" in page
+    assert "![" not in page
+    assert "![x](x.png)" in report.markdown(table, report.RESULTS / "x.png")
+
+
+def test_a_picture_refuses_columns_that_the_table_has_not(tmp_path: Path) -> None:
+    """A heading that is renamed must not end in a KeyError after a measurement of ten minutes."""
+    drawn = picture.Lines(x="ms", panels=[["speed"]], by=["rule"])
+    with pytest.raises(ValueError, match=r"no columns \['speed'\]: draw some of \['rule', 'ms'\]"):
+        picture.save(drawn, "x", ("rule", "ms"), [["Copy", 1.0]], tmp_path / "x.png")
+
+
+def test_a_picture_draws_the_numbers_of_the_cells() -> None:
+    """Numbers with separators are numbers, and a cell without one is a gap, not a zero."""
+    rows = [{"n": "1,000", "a": 2.0, "by": "u"}, {"n": 2000, "a": "-", "by": "u"}]
+    _, axes = new_figure("x", size=(4, 3))
+    picture.Lines(x="n", panels=[["a"]], by=["by"]).draw(axes[0], ["a"], rows)
+    (line,) = axes[0].get_lines()
+    first, second = np.asarray(line.get_xydata()).tolist()
+    assert first == [1000.0, 2.0]
+    assert second[0] == 2000.0
+    assert math.isnan(second[1])
+
+
+@pytest.mark.parametrize("name", scaling.AVERAGES)
+def test_simulated_agents_send_what_the_formula_says(name: str) -> None:
+    """Bytes and formula stand beside each other: one that belongs to another average would go unnoticed."""
+    row = dict(zip(scaling.COLUMNS, scaling.simulated(name, 8, 100_000), strict=True))
+    assert row["bytes"] == pytest.approx(row["by formula"], rel=0.01)
+    assert row["far"] == pytest.approx(row["far by formula"], rel=0.01)

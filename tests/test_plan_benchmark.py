@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plan, slow_link
+from benchmarks import network, plan
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.skipif(slow_link.why_not() is not None, reason=f"no link can be made here: {slow_link.why_not()}")
+@pytest.mark.skipif(network.why_not() is not None, reason=f"no link can be made here: {network.why_not()}")
 def test_predicted_and_taken_times_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks when planner or trainer move on without it, or where nodes or frames are left behind."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
