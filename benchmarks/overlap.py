@@ -63,7 +63,9 @@ def measure_all(options: argparse.Namespace) -> None:
         cases[name] = functools.partial(Trained(elements, every, delay, options.multiplications).train, tau)
     timed = {name: measure.Case(run=run, prepare=dist.barrier) for name, run in cases.items()}
     device = torch.device("cpu")
-    times = {name: _slowest(own) for name, own in measure.interleave(timed, options.rounds, device).items()}
+    times = {
+        name: agents.slowest(own, device) for name, own in measure.interleave(timed, options.rounds, device).items()
+    }
     computing, bare = times["computing"].median, times["bare"].median
     rows = []
     for delay in delays:
@@ -73,12 +75,6 @@ def measure_all(options: argparse.Namespace) -> None:
     if dist.get_rank() == 0:
         load = before, report.load_average()
         report.publish(report.Report(name="overlap", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
-
-
-def _slowest(times: measure.Times) -> measure.Times:
-    seconds = torch.tensor(times.seconds, dtype=torch.float64)
-    dist.all_reduce(seconds, dist.ReduceOp.MAX)
-    return measure.Times(seconds.tolist())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -38,8 +38,13 @@ class Report:
 
 
 def add_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
-    """Add the options that all benchmarks share."""
+    """Add the options that all benchmarks share that time something."""
     parser.add_argument("--rounds", type=int, default=rounds, help="how often each case is timed (%(default)s)")
+    add_outputs(parser)
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a table goes."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON")
     parser.add_argument("--write", action="store_true", help=f"write a dated page to {RESULTS.name}/")
 
