@@ -1,7 +1,8 @@
 """Other packages' methods beside the recipe here that computes the same: a sync, a local step, and memory.
 
 Each pair trains the same weights with the same given gradients in the same run, two gloo processes on this machine;
-or under torchrun, with NCCL where there is CUDA. What is not installed is a row that says so: `pip install '.[bench]'`.
+or under torchrun, with NCCL where there is CUDA. What is not installed is a row that says absent; it is in the extra
+`bench`.
 """
 
 import argparse
@@ -31,12 +32,12 @@ ABOUT = (
     "that does not sync, the optimizer's own part included, which inner is alone. sync: a step that does, less inner. "
     "Gradients are given; methods that act in the backward pass (DDP, decent-dp) are timed with one that computes "
     "nothing, and so is what they are compared with. memory: the most that a process holds at once, in copies of the "
-    "model beyond parameters and gradients, from construction on. x: theirs / ours. size: parameters; in "
-    f"{', '.join(f'{tensors} tensors for {size}' for size, (_, tensors) in SIZES.items())}."
+    "model beyond parameters and gradients, from construction on. x: theirs / ours. Ours: "
+    f"{', '.join(f'{rival.ours} beside {rival.name}' for rival in RIVALS.values())}. Sizes: "
+    f"{', '.join(f'{size} in {tensors} tensors' for size, (_, tensors) in SIZES.items())}."
 )
 COLUMNS = (
     "theirs",
-    "ours",
     "size",
     "inner",
     "step, theirs",
@@ -96,11 +97,11 @@ def measure_all(options: argparse.Namespace) -> None:
     for rival, size in track(cases, "peers", console=Console(stderr=True), disable=not first):
         elements, tensors = SIZES[size]
         rounds = max(1, round(options.rounds * SHARE.get(size, 1)))
-        names = [rival.name, rival.ours, size]
+        names = [rival.name, size]
         if rival.installed:
             rows.append([*names, *pair_cells(rival, elements, tensors, rounds, device)])
         else:
-            rows.append([*names, "not installed", *[ABSENT] * (len(COLUMNS) - len(names) - 1)])
+            rows.append([*names, "absent", *[ABSENT] * (len(COLUMNS) - len(names) - 1)])
     if first:
         load = before, report.load_average()
         report.publish(report.Report(name="peers", about=ABOUT, columns=COLUMNS, rows=rows, load=load), options)
