@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from benchmarks.measure import Times
+
 
 def run_agents(work: Callable[[], None], n: int) -> None:
     """Run `work()` in n processes that share a process group; under torchrun, in its processes.
@@ -37,6 +39,23 @@ def run_agents(work: Callable[[], None], n: int) -> None:
         _join(work, 0, n, store)
         for process in others:
             process.join()
+
+
+def is_first() -> bool:
+    """Return whether this process reports: one of torchrun's, else the one that started the others."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def slowest(times: Times, device: torch.device) -> Times:
+    """Return the time of the slowest process of each round: a round has ended when the last process has.
+
+    Args:
+        times: of this process; a collective.
+        device: where the process group works.
+    """
+    seconds = torch.tensor(times.seconds, device=device, dtype=torch.float64)
+    dist.all_reduce(seconds, dist.ReduceOp.MAX)
+    return Times(seconds.tolist())
 
 
 def _join(work: Callable[[], None], rank: int, n: int, store: Path) -> None:

@@ -66,7 +66,7 @@ def measure_all(options: argparse.Namespace) -> None:
         cases[name] = functools.partial(Trained(elements, every, delay, options.multiplications, device).train, tau)
     timed = {name: measure.Case(run=run, prepare=dist.barrier) for name, run in cases.items()}
     times = {
-        name: _slowest(own, device)
+        name: agents.slowest(own, device)
         for name, own in measure.interleave(timed, options.rounds, device, wall=True).items()
     }
     computing, bare = times["computing"].median, times["bare"].median
@@ -79,12 +79,6 @@ def measure_all(options: argparse.Namespace) -> None:
         load = before, report.load_average()
         table = report.Report(name="overlap", about=ABOUT, columns=COLUMNS, rows=rows, load=load, picture=PICTURE)
         report.publish(table, options)
-
-
-def _slowest(times: measure.Times, device: torch.device) -> measure.Times:
-    seconds = torch.tensor(times.seconds, dtype=torch.float64, device=device)
-    dist.all_reduce(seconds, dist.ReduceOp.MAX)
-    return measure.Times(seconds.tolist())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -99,7 +99,9 @@ def sync_row(name: str, elements: int, tensors: int, rounds: int, device: torch.
         "bare": measure.Case(run=functools.partial(_bare, flat, sharded=kind.sharded), prepare=dist.barrier),
         "sync": measure.Case(run=optimizer.sync, prepare=one_more_step),
     }
-    times = {case: _slowest(t, device) for case, t in measure.interleave(cases, rounds, device, wall=True).items()}
+    times = {
+        case: agents.slowest(t, device) for case, t in measure.interleave(cases, rounds, device, wall=True).items()
+    }
     traffic = 8 * kind.arrays * elements // (n if kind.sharded else 1)
     traffic += STAGING * elements if kind.dtype == torch.bfloat16 else 0
     sync, bare, floor = times["sync"].median, times["bare"].median, copy.floor(traffic, times["copy"].median)
@@ -148,12 +150,6 @@ def _bare(flat: Tensor, *, sharded: bool) -> None:
     part = flat.chunk(dist.get_world_size())[dist.get_rank()]
     dist.reduce_scatter_tensor(part, flat)
     dist.all_gather_into_tensor(flat, part)
-
-
-def _slowest(times: measure.Times, device: torch.device) -> measure.Times:
-    seconds = torch.tensor(times.seconds, device=device, dtype=torch.float64)
-    dist.all_reduce(seconds, dist.ReduceOp.MAX)
-    return measure.Times(seconds.tolist())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

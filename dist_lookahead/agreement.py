@@ -12,6 +12,7 @@ from torch import Tensor
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Pending, Work
 from dist_lookahead.mail import who_says_what
+from dist_lookahead.move import CHUNK
 
 
 def exchange(communicator: Communicator, text: str, device: torch.device) -> Generator[Work, None, list[str]]:
@@ -76,4 +77,6 @@ def require_same_weights(communicator: Communicator, buckets: Iterable[Bucket], 
 
 
 def _checksum(flat: Tensor) -> Tensor:
-    return flat.view(torch.int32).sum(dtype=torch.int64)
+    # Piece by piece: on a CPU a sum of 64 bits first makes a copy of all that it adds, twice as large as the weights.
+    pieces = flat.view(torch.int32).split(CHUNK)
+    return torch.stack([piece.sum(dtype=torch.int64) for piece in pieces]).sum()

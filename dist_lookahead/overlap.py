@@ -5,8 +5,8 @@
     x_i <- x_i + (z - q_i)                  and the slow weights of the levels below likewise
 
 Without a delay, and where no fast step was taken since s, it is x_i <- z to the last bit. Where an agent keeps a share
-of its own weights, it is x_i <- z + share (x_i - z) instead. A delay or a share costs two more copies of the weights:
-q, which is kept, saved and loaded as slow weights are, and what travels, while it is under way.
+of its own weights, it is x_i <- z + share (x_i - z) instead. A delay or a share costs one more copy of the weights: q,
+which is kept, saved and loaded as slow weights are. A delay costs another: what travels, while it is under way.
 """
 
 from collections.abc import Iterator, Sequence
@@ -77,7 +77,7 @@ def begin(bound: BoundLevel, tail: Tensor, letter: Sequence[Work]) -> None:
         letter: what is under way of the mail besides the weights.
     """
     assert bound.flight
-    fast = _copies(bound) if _apart(bound) else bound.fast
+    fast = _travelling(bound) if _apart(bound) else bound.fast
     phases = bound.mixer.phases(len(fast)) if bound.flight.delayed else []
     bound.flight.begin(_travel(bound, fast, letter), fast, tail, phases)
 
@@ -147,13 +147,18 @@ def _apart(bound: BoundLevel) -> bool:
     return bool(bound.level.local_share) or (bound.flight is not None and bound.flight.delayed)
 
 
-def _copies(bound: BoundLevel) -> list[Tensor]:
-    """Copy the snapshot, with the mail that has been written since."""
-    copies = []
+def _travelling(bound: BoundLevel) -> list[Tensor]:
+    """Return what travels, with the mail that has been written since.
+
+    It is a copy of the snapshot; or the snapshot itself where the average lands at once, and no way from it is wanted.
+    """
+    assert bound.flight
+    sent = []
     for kept, bucket, whole in zip(bound.snapshot, bound.buckets, bound.fast, strict=True):
-        copies.append(kept[: whole.numel()].clone())
-        copies[-1][bucket.weights_end :] = whole[bucket.weights_end :]
-    return copies
+        flat = kept[: whole.numel()]
+        sent.append(flat.clone() if bound.flight.delayed else flat)
+        sent[-1][bucket.weights_end :] = whole[bucket.weights_end :]
+    return sent
 
 
 def _travel(bound: BoundLevel, fast: Sequence[Tensor], letter: Sequence[Work]) -> Pending:

@@ -4,15 +4,18 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import run_processes
 from torch import nn
 
-from benchmarks import picture, quadratic, report, scaling, simulation
-from dist_lookahead import simulate
+from benchmarks import memory, peers, picture, quadratic, report, scaling, simulation
+from benchmarks.rivals.trainer import TAU
+from dist_lookahead import simulate, slowmo
 from dist_lookahead.figures.style import new_figure
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +26,7 @@ TINY = {
     "simulation": ["--models", "mlp", "--agents", "2", "3"],
     "overlap": ["--elements", "1000", "--multiplications", "1"],
     "quadratic": ["--agents", "1", "3", "--repetitions", "4"],
+    "peers": ["--sizes", "0.1M", "--rivals", "torch DDP", "torch PostLocalSGD", "decent-dp"],
     "methods": ["--methods", "local SGD", "SGP, one peer", "hierarchical local SGD", "--steps", "13"],
     "scaling": ["--processes", "2", "--agents", "4", "8", "--elements", "1000"],
 }
@@ -33,6 +37,7 @@ ROWS = {
     "simulation": 2,
     "overlap": 3,
     "quadratic": 2,
+    "peers": 3,
     "methods": 3,
     "scaling": 9,
 }
@@ -52,6 +57,35 @@ def test_a_benchmark_prints_and_writes_one_row_per_case(name: str, tmp_path: Pat
     assert drawn.read_bytes().startswith(b"\x89PNG")
     assert f"benchmarks.{name} " in content["command"]
     assert all(str(row[0]) in done.stdout for row in content["rows"])
+
+
+def test_memory_prints_and_writes_one_row_per_recipe_and_number_of_agents(tmp_path: Path) -> None:
+    """It times nothing, and so has no rounds."""
+    file = tmp_path / "table.json"
+    memory.main(["--recipes", "slowmo", "sgp", "--elements", "100000", "--agents", "1", "2", "--json", str(file)])
+    content = json.loads(file.read_text())
+    assert [row[:2] for row in content["rows"]] == [["slowmo", 1], ["sgp", 1], ["slowmo", 2], ["sgp", 2]]
+    assert all(len(row) == len(content["columns"]) for row in content["rows"])
+
+
+def compare_with_another_method() -> str:
+    torch.set_num_threads(1)
+    rival = replace(peers.RIVALS["torch PostLocalSGD"], levels=lambda: slowmo(TAU, beta=0.5))
+    with pytest.raises(AssertionError) as error:
+        peers.pair_cells(rival, 10_000, 4, 2, torch.device("cpu"))
+    return str(error.value)
+
+
+@pytest.mark.timeout(100)
+def test_methods_that_compute_different_things_are_not_compared() -> None:
+    """A rival that is faster since it does less would be none."""
+    assert "torch PostLocalSGD is not local_sgd" in run_processes(compare_with_another_method, 2, timeout=80)[0]
+
+
+def test_a_rival_that_is_not_installed_is_known_as_such() -> None:
+    rival = peers.RIVALS["torch PostLocalSGD"]
+    assert rival.installed
+    assert not replace(rival, module="no_such_package.part").installed
 
 
 def test_the_quadratic_by_hand_is_what_the_agents_compute() -> None:

@@ -12,6 +12,8 @@ from dist_lookahead.comm.communicator import Communicator, Letter, Pending
 from dist_lookahead.comm.topology import RING, Graph, Topology, require_sums
 from dist_lookahead.mesh import Mesh
 
+PIECE = 2**18  # elements that are summed at a time: they stay in cache, and sums of whole tensors need no memory
+
 
 @dataclass(frozen=True)
 class OnGraph:
@@ -195,8 +197,11 @@ class Gossiping:
             (agent, buffer) for agent, buffers in heard.items() if agent != own for buffer in buffers
         ]
         yield self._along.exchange(sends, receives)
+        shares = [share for _, share in neighbours.shares]
         for index, tensor in enumerate(tensors):
-            tensor.copy_(_weighted_sum([(heard[agent][index], share) for agent, share in neighbours.shares]))
+            pieces = [heard[agent][index].split(PIECE) for agent, _ in neighbours.shares]
+            for target, *terms in zip(tensor.split(PIECE), *pieces, strict=True):
+                target.copy_(_weighted_sum(list(zip(terms, shares, strict=True))))
 
 
 def _weighted_sum(terms: Sequence[tuple[Tensor, float]]) -> Tensor:

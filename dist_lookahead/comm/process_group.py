@@ -186,9 +186,9 @@ class ProcessGroupCommunicator:
         """Wait for each work that the generator yields."""
         start = time.perf_counter()
         try:
-            work = next(pending, None)
-            while work is not None:
-                work = self._advance(pending, work)
+            while (work := next(pending, None)) is not None:
+                self._wait(pending, work)
+                del work  # gloo's holds a copy of what it has sent, and the generator goes on for long
         finally:
             for world in self._worlds:
                 world.seconds_syncing += time.perf_counter() - start
@@ -213,7 +213,7 @@ class ProcessGroupCommunicator:
             return ()
         return absent
 
-    def _advance(self, pending: Pending, work: Work) -> Work | None:
+    def _wait(self, pending: Pending, work: Work) -> None:
         start = time.perf_counter()
         try:
             work.wait()
@@ -223,7 +223,6 @@ class ProcessGroupCommunicator:
         waited = time.perf_counter() - start
         for world in self._worlds:
             world.seconds_waiting += waited
-        return next(pending, None)
 
     def _start(self, kind: str, whole: Tensor, start: Callable[[], Work | None]) -> Work:
         return self._begin(ring_bytes(kind, whole.numel() * whole.element_size(), self.size), start)
