@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dist_lookahead import swap
+from dist_lookahead.agreement import refused_together
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import default_communicator
 from dist_lookahead.join import join
@@ -100,17 +101,19 @@ class DistributedLookahead(Optimizer):
         self.inner = inner
         self.__setstate__({})
         everybody = default_communicator(mesh) if communicator is None else communicator
-        self.stack = LevelStack(
-            inner,
-            levels,
-            communicator=replicas(inner, levels, everybody, data_parallel),
-            everybody=everybody,
-            model=model,
-            average_buffers=model_buffers == "average",
-            check_every=check_every,
-            probe=probe,
-            data_parallel=data_parallel,
-        )
+        agents = replicas(inner, levels, everybody, data_parallel)
+        with refused_together(agents):
+            self.stack = LevelStack(
+                inner,
+                levels,
+                communicator=agents,
+                everybody=everybody,
+                model=model,
+                average_buffers=model_buffers == "average",
+                check_every=check_every,
+                probe=probe,
+                data_parallel=data_parallel,
+            )
         for sentence in instabilities(levels, inner, agents=self.stack.communicator.size):
             warnings.warn(sentence, stacklevel=2)
 

@@ -7,12 +7,11 @@ one Lookahead optimizer in another does not do that: the inner slow weights go s
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dist_lookahead import overlap, slow_state
-from dist_lookahead.agreement import require_same_weights
+from dist_lookahead.agreement import require_same_weights, versions
 from dist_lookahead.bound_level import BoundLevel, bind_levels
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending
@@ -271,8 +270,8 @@ class LevelStack:
 
     def _settings(self) -> list[str]:
         levels = [f"levels[{bound.index}] = {bound.level}" for bound in self.bound]
-        rest = f"average_buffers={self.average_buffers}, check_every={self.check_every}, torch {torch.__version__}"
-        return [str(self.communicator.mesh), *levels, rest]
+        rest = f"average_buffers={self.average_buffers}, check_every={self.check_every}"
+        return [versions(), str(self.communicator.mesh), *levels, rest]
 
     def refresh(self) -> None:
         """Before the first fast step: capture the slow weights again, weights may have been loaded or moved."""
