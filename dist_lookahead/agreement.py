@@ -4,14 +4,13 @@ Collectives sum tensors of different sizes or orders silently, hang, or abort th
 exchanged as text first, and a difference is an error on every agent which names the first difference.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 
 import torch
 from torch import Tensor
 
-from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Pending, Work
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.mail import who_says_what
@@ -105,34 +104,5 @@ def require_same(communicator: Communicator, lines: Sequence[str], device: torch
             raise AgentsDiffer(f"agents differ: {who_says_what(values)}. {advice or SAME}")
 
 
-@torch.no_grad()
-def require_same_weights(communicator: Communicator, buckets: Iterable[Bucket], where: str) -> Pending:
-    """Raise on every agent unless all hold the same weights, by a checksum of the bits of each parameter.
-
-    Raises:
-        RuntimeError: with the first parameter that differs, and on which agents.
-    """
-    if communicator.size == 1:
-        return
-    slots = [(bucket, slot) for bucket in buckets for slot in bucket.slots]
-    sums = torch.stack([_checksum(bucket.fast[slot.start : slot.stop]) for bucket, slot in slots])
-    table = sums.new_zeros(communicator.size * len(slots))
-    yield communicator.all_gather(table, sums)
-    table = table.view(communicator.size, len(slots))
-    wrong = (table != table[0]).any(dim=0).nonzero().flatten().tolist()
-    if wrong:
-        name = slots[wrong[0]][1].weight.name
-        checksums = who_says_what([f"{value:x}" for value in table[:, wrong[0]].tolist()], communicator.members)
-        raise RuntimeError(
-            f"{where}: agents hold different weights in {len(wrong)} of {len(slots)} parameters, "
-            f"first {name!r} (checksums: {checksums}). They must start equal and do the same arithmetic: "
-            "load weights on all agents, use the same learning rates, PyTorch and hardware"
-        )
-
-
 def _nothing(device: torch.device) -> Tensor:
     return torch.zeros(0, dtype=torch.uint8, device=device)
-
-
-def _checksum(flat: Tensor) -> Tensor:
-    return flat.view(torch.int32).sum(dtype=torch.int64)

@@ -16,6 +16,7 @@ from dist_lookahead.comm.process_group import default_communicator
 from dist_lookahead.join import join
 from dist_lookahead.level import Level
 from dist_lookahead.replicas import replicas
+from dist_lookahead.same_weights import DIFFERING, Differing
 from dist_lookahead.sharded import count_nonzero
 from dist_lookahead.stability import instabilities
 from dist_lookahead.stack import LevelStack
@@ -46,6 +47,8 @@ class DistributedLookahead(Optimizer):
             sync, or leave them "local".
         check_every: compare a checksum of the weights between agents after every so many syncs; 0 for the first
             sync only.
+        differing: what to do where they differ, "stop" with an error, or repair the parameter from the "majority" of
+            the agents; without one that stops too, and "lowest" takes the lowest rank's.
         probe: for levels with alpha=Optimal, a function that computes a loss at the model's present weights and calls
             backward(). It is called twice at each sync of such a level with the number of fast steps done, which must
             decide its samples: the same both times, and none of those that the round was trained on. Gradients, model
@@ -83,6 +86,7 @@ class DistributedLookahead(Optimizer):
         data_parallel: str | None = None,
         model_buffers: Literal["average", "local"] = "average",
         check_every: int = 0,
+        differing: Differing = "stop",
         probe: Callable[[int], object] | None = None,
     ) -> None:
         if not isinstance(inner, Optimizer) or isinstance(inner, DistributedLookahead):
@@ -94,6 +98,8 @@ class DistributedLookahead(Optimizer):
             raise ValueError(f"model_buffers={model_buffers!r} must be 'average' or 'local'")
         if check_every < 0:
             raise ValueError(f"check_every={check_every} must be at least 0")
+        if differing not in DIFFERING:
+            raise ValueError(f"differing={differing!r} must be one of {', '.join(map(repr, DIFFERING))}")
         if mesh is not None and communicator is not None:
             raise ValueError(
                 f"mesh={mesh} has no effect beside a communicator, which has its own: leave one of them out"
@@ -111,6 +117,7 @@ class DistributedLookahead(Optimizer):
                 model=model,
                 average_buffers=model_buffers == "average",
                 check_every=check_every,
+                differing=differing,
                 probe=probe,
                 data_parallel=data_parallel,
             )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dist_lookahead import overlap, slow_state
-from dist_lookahead.agreement import require_same_weights, versions
+from dist_lookahead.agreement import versions
 from dist_lookahead.bound_level import BoundLevel, bind_levels
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending
@@ -28,6 +28,7 @@ from dist_lookahead.observer import Observer
 from dist_lookahead.pace import mail_fields
 from dist_lookahead.post import Post
 from dist_lookahead.roster import describe
+from dist_lookahead.same_weights import Differing, require_same_weights, settle_weights
 
 FORMAT = 1  # of the state dict
 
@@ -46,6 +47,7 @@ class LevelStack:
         average_buffers: average the model's floating point buffers at the outermost sync.
         check_every: compare a checksum of the weights between agents after every so many syncs of a level (always
             after its first); 0 for never again.
+        differing: what to do where they differ: "stop", or repair from the "majority" or, without one, the "lowest".
         probe: computes gradients for levels with alpha=Optimal.
         data_parallel: axis along which agents share their gradients in each fast step, and so their weights.
         everybody: this process's end of all processes, where an agent is several, over which buffers are averaged.
@@ -60,6 +62,7 @@ class LevelStack:
         model: nn.Module | None = None,
         average_buffers: bool = True,
         check_every: int = 0,
+        differing: Differing = "stop",
         probe: Probe | None = None,
         data_parallel: str | None = None,
         everybody: Communicator | None = None,
@@ -72,6 +75,7 @@ class LevelStack:
         self.everybody = everybody or communicator
         self.average_buffers = average_buffers
         self.check_every = check_every
+        self.differing: Differing = differing
         self.clock = 0
         self.observer: Observer | None = None
         self.mail = Mail(communicator.rank, communicator.size, mail_fields(levels))
@@ -221,13 +225,13 @@ class LevelStack:
         if not bound.reads_first:
             self.post.read(bound, flight.tail, self.clock)
         bound.commit(self.clock)
+        if bound.alike and self._checks(bound.rounds):
+            where = f"levels[{bound.index}] after fast step {self.clock}"
+            yield from settle_weights(bound, where, self.differing)
         ways = overlap.ways(bound, self.clock)
         yield from self._settle_below(bound, ways)
         if bound is self.bound[-1]:
             yield from self._settle_buffers(bound)
-        if bound.alike and self._checks(bound.rounds):
-            where = f"levels[{bound.index}] after fast step {self.clock}"
-            yield from require_same_weights(bound.alike, bound.buckets, where)
         self._observe("after", bound)
         overlap.settle(bound, ways)
 
@@ -270,7 +274,7 @@ class LevelStack:
 
     def _settings(self) -> list[str]:
         levels = [f"levels[{bound.index}] = {bound.level}" for bound in self.bound]
-        rest = f"average_buffers={self.average_buffers}, check_every={self.check_every}"
+        rest = f"average_buffers={self.average_buffers}, check_every={self.check_every}, differing={self.differing}"
         return [versions(), str(self.communicator.mesh), *levels, rest]
 
     def refresh(self) -> None:

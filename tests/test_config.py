@@ -247,6 +247,7 @@ def test_a_bad_setting_is_refused_with_path_value_and_remedy(good: Path, setting
         (["run.device=cpu", "precision=tf32"], "precision='tf32' has no effect on device='cpu'"),
         (["run.device=cpu", "data.pin_memory=true"], "data.pin_memory=true has no effect on device='cpu'"),
         (["agents=4", "levels={recipe: snoo}"], "agents=4 has no effect on levels that never average"),
+        (["faults.differing_weights=majority"], "faults.differing_weights='majority' with sync.check_every=0: "),
         (["sync.check_every=4", "levels={recipe: snoo}"], "sync.check_every=4 has no effect on levels that never"),
     ],
 )

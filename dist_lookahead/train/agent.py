@@ -53,6 +53,7 @@ class Agent:
             communicator=communicator,
             model_buffers=config.sync.model_buffers,
             check_every=config.sync.check_every,
+            differing=config.faults.differing_weights,
             probe=self._probe if any(level.move.searches for level in levels) else None,
             data_parallel=AXIS if self.shares_gradients and not self.is_split else None,
         )

@@ -33,6 +33,7 @@ from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
 from dist_lookahead.train.config_sections import (
     Data,
     Evaluation,
+    FaultHandling,
     ModelChoice,
     Performance,
     Precision,
@@ -226,6 +227,14 @@ def _averages(levels: Levels, sync: Sync) -> Iterator[str]:
             yield f"sync.{name}={getattr(sync, name)} has no effect on levels that never average exactly: remove it"
 
 
+def _repairs(sync: Sync, faults: FaultHandling) -> Iterator[str]:
+    if faults.differing_weights != "stop" and not sync.check_every:
+        yield (
+            f"faults.differing_weights={faults.differing_weights!r} with sync.check_every=0: weights are compared "
+            "after the first sync only; set sync.check_every to the syncs between comparisons, such as 1"
+        )
+
+
 def _weights(mesh: Mesh | None, inner: Inner, levels: Levels, evaluation: Evaluation) -> Iterator[str]:
     """Agents that gossip, or average along some axes only, have no slow weights in common."""
     averages = any(level.mix.communicates for level in levels.stack)
@@ -266,6 +275,7 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _splits,
     _weighs,
     _averages,
+    _repairs,
     _weights,
     _images_have_an_order,
     *QUADRATIC_PAIRS,

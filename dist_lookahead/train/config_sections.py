@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from torchvision import models
 
 from dist_lookahead.notation import is_unknown
+from dist_lookahead.same_weights import Differing
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS
 from dist_lookahead.train.config_faults import Faults
@@ -179,6 +180,14 @@ class Sync(Section):
     """Average BatchNorm's statistics at the outermost sync, or leave each agent its own."""
     check_every: int = Field(default=0, ge=0)
     """Syncs between comparisons of the agents' weights; 0 compares after the first sync only."""
+
+
+class FaultHandling(Section):
+    """What a run does about faults of the agents and their machines."""
+
+    differing_weights: Differing = "stop"
+    """Where a comparison (sync.check_every) finds that agents' slow weights differ: end the run, or take the parameter
+    from the majority of the agents and end it without one, or then take it from the lowest rank."""
 
 
 class Evaluation(Section):

@@ -39,6 +39,7 @@ FREE = (  # settings that may differ when a run goes on: they do not change what
     "checkpoint",
     "logging",
     "sync.check_every",
+    "faults",
 )
 
 
