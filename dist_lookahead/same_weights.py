@@ -31,11 +31,15 @@ NO_MAJORITY = (
 )
 
 
+class WeightsDifferError(RuntimeError):
+    """Agents hold different weights where they must hold the same; raised on every one of them."""
+
+
 def require_same_weights(communicator: Communicator, buckets: Iterable[Bucket], where: str) -> Pending:
     """Raise on every agent unless all hold the same weights, by a checksum of the bits of each parameter.
 
     Raises:
-        RuntimeError: with the first parameter that differs, and on which agents.
+        WeightsDifferError: with the first parameter that differs, and on which agents.
     """
     slots = [(bucket, slot) for bucket in buckets for slot in bucket.slots]
     if communicator.size == 1:
@@ -43,7 +47,7 @@ def require_same_weights(communicator: Communicator, buckets: Iterable[Bucket], 
     table = yield from _checksums(communicator, slots)
     if wrong := _differing(table):
         name = slots[wrong[0]][1].weight.name
-        raise RuntimeError(f"{_what_differs(where, name, table, wrong, communicator)}. {STOP_ADVICE}")
+        raise WeightsDifferError(f"{_what_differs(where, name, table, wrong, communicator)}. {STOP_ADVICE}")
 
 
 def settle_weights(bound: BoundLevel, where: str, choice: Differing) -> Pending:
@@ -59,7 +63,7 @@ def settle_weights(bound: BoundLevel, where: str, choice: Differing) -> Pending:
             lowest rank's where they do not.
 
     Raises:
-        RuntimeError: on every agent, with the first parameter that differs and is not repaired.
+        WeightsDifferError: on every agent, with the first parameter that differs and is not repaired.
     """
     agents = bound.alike
     assert agents
@@ -76,7 +80,7 @@ def settle_weights(bound: BoundLevel, where: str, choice: Differing) -> Pending:
         found = f"{_what_differs(where, slot.weight.name, table, [parameter], agents)}"
         source = trusted(said, choice)
         if source is None:
-            raise RuntimeError(f"{found}. {NO_MAJORITY}")
+            raise WeightsDifferError(f"{found}. {NO_MAJORITY}")
         if agents.rank == 0 or said[agents.rank] != said[source]:
             _log.warning("%s. Repaired: all agents have it from agent %d now", found, agents.members[source])
         yield from _take(agents, source, [slot.of_range(flat) for flat in _kept(bound, place)])
