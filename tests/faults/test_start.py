@@ -44,7 +44,7 @@ def start_by_hand(commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
     finally:
         for process in started:
             process.kill()
-            process.wait()
+            process.communicate()
     return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
 
