@@ -4,18 +4,25 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from dist_lookahead.agreement import AgentsDiffer
+from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.train.meeting import require_same_size
 from dist_lookahead.train.run_directory import RunDirectory
+from dist_lookahead.train.run_lock import RunLock
+from dist_lookahead.train.start import own_folder, require_same_run
+from dist_lookahead.train.world import World
 from tests.launching import LIMIT, environment
+from tests.processes import run_processes
 from tests.training import small_config
 
 pytestmark = pytest.mark.timeout(240)
@@ -26,43 +33,54 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start_by_hand(commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
-    """Start an agent for each list of arguments, without torchrun; return exit status and output of all."""
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "dist_lookahead", *arguments],
-            env={**environment(), **meeting, "RANK": str(rank), "WORLD_SIZE": str(len(commands))},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, arguments in enumerate(commands)
-    ]
+def told(folder: Path, **other: Any) -> tuple[str, float]:
+    """What an agent hears before its run starts, and after how many seconds; the last agent has other settings."""
+    world = World([ProcessGroupCommunicator()], torch.device("cpu"))
+    config = small_config(folder, **(other if dist.get_rank() == dist.get_world_size() - 1 else {}))
+    start = time.perf_counter()
     try:
-        outputs = [process.communicate(timeout=LIMIT)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+        require_same_run(config, world)
+        with own_folder(config, world, resume=False) as directory:
+            return f"trains in {directory.path}", 0.0
+    except ValueError as error:
+        return str(error), time.perf_counter() - start
 
 
-def file_in(folder: Path, **sections: Any) -> str:
-    file = folder / "run.yaml"
-    file.write_text(small_config(folder, run={"timeout": 60.0}, **sections).to_yaml(), encoding="utf-8")
-    return str(file)
+def told_with_another_evaluation(folder: Path) -> tuple[str, float]:
+    return told(folder, evaluation={"every": 4})
+
+
+def told_with_a_folder_of_its_own(folder: Path) -> tuple[str, float]:
+    return told(folder, run={"dir": str(folder / "of the last node")})
 
 
 def test_different_settings_are_named_on_every_agent(tmp_path: Path) -> None:
     """Evaluations at different steps would be added to something else."""
-    file = file_in(tmp_path)
-    other = ["--set", "evaluation.every=4", "--set", "run.dir=elsewhere"]
-    told = start_by_hand([["train", file], ["train", file, *other]])
-    for status, output in told:
-        assert status == 2, output
-        assert "agents differ: evaluation.every: 6.0 on agents [0]; evaluation.every: 4.0 on agents [1]. Give" in output
+    heard = {message for message, _ in run_processes(told_with_another_evaluation, 3, tmp_path)}
+    differ = "evaluation.every: 6.0 on agents [0, 1]; evaluation.every: 4.0 on agents [2]"
+    assert heard == {f"agents differ: {differ}. Give the same file and --set to every agent"}
     assert not (tmp_path / "small").exists()
+
+
+def test_where_files_are_may_differ_from_node_to_node(tmp_path: Path) -> None:
+    first, last = run_processes(told_with_a_folder_of_its_own, 2, tmp_path)
+    assert first[0] == f"trains in {tmp_path / 'small'}"
+    assert last[0] == f"trains in {tmp_path / 'of the last node' / 'small'}"
+
+
+def test_a_folder_that_one_agent_finds_taken_is_refused_on_every_agent(tmp_path: Path) -> None:
+    """Breaks if the others go on, and wait for the one that has been refused."""
+    lock = RunLock(tmp_path / "of the last node" / "small", agent=1)
+    assert lock.acquire() == ""
+    try:
+        heard = {message for message, _ in run_processes(told_with_a_folder_of_its_own, 2, tmp_path)}
+    finally:
+        lock.release()
+    (message,) = heard
+    assert message.startswith(
+        f"another run trains in {lock.path.parent}: {lock.path} is held by process {os.getpid()} on"
+    )
+    assert message.endswith("or start a new run on agents [1]")
 
 
 def told_sizes(sizes: Sequence[int]) -> list[str]:
