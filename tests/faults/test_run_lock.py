@@ -36,8 +36,8 @@ lock.release()
 def holder(folder: Path, how: str = "alone") -> Iterator["subprocess.Popen[str]"]:
     """Another process that holds the lock until it is killed, or told to let go."""
     command = [sys.executable, "-c", PROGRAM, str(folder), how]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment(), text=True, **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment(), text=True, stdin=pipe, stdout=pipe) as process:
         assert process.stdout
         try:
             assert process.stdout.readline() == "locked\n"
