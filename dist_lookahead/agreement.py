@@ -4,36 +4,92 @@ Collectives sum tensors of different sizes or orders silently, hang, or abort th
 exchanged as text first, and a difference is an error on every agent which names the first difference.
 """
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
 
 import torch
 from torch import Tensor
 
-from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import Communicator, Pending, Work
+from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.mail import who_says_what
-from dist_lookahead.move import CHUNK
+
+LONGEST = 2**24  # bytes of a text: enough for a line about each of a hundred thousand parameters
+
+
+SAME = "Build the same model, optimizer and levels in the same order on every agent"
+
+
+class AgentsDiffer(ValueError):
+    """Agents do not have the same of what must be the same; raised on every one of them."""
 
 
 def exchange(communicator: Communicator, text: str, device: torch.device) -> Generator[Work, None, list[str]]:
-    """Collect a text from every agent, in the order of ranks."""
-    own = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+    """Collect a text from every agent, in the order of ranks.
+
+    Raises:
+        AgentsDiffer: on every agent where one says that it sends more than 16 MiB, before room is made for it.
+    """
+    own = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device) if text else _nothing(device)
     lengths = torch.zeros(communicator.size, dtype=torch.int64, device=device)
     yield communicator.all_gather(lengths, torch.tensor([own.numel()], device=device))
-    longest = int(lengths.max())
+    said = lengths.tolist()
+    if not all(0 <= length <= LONGEST for length in said):
+        raise AgentsDiffer(
+            f"agents want to send texts of {who_says_what(said)} bytes, at most {LONGEST} are allowed: run the same "
+            "program and versions on every agent; none has come to this point before the others"
+        )
+    longest = max(said)
     padded = torch.zeros(longest, dtype=torch.uint8, device=device)
     padded[: own.numel()] = own
     texts = torch.zeros(communicator.size * longest, dtype=torch.uint8, device=device)
     yield communicator.all_gather(texts, padded)
     rows = texts.view(communicator.size, longest).cpu()
-    return [bytes(row[:n].tolist()).decode() for row, n in zip(rows, lengths.tolist(), strict=True)]
+    # Bytes that are no text stay visible, and different, in what is compared or shown.
+    return [bytes(row[:n].tolist()).decode(errors="backslashreplace") for row, n in zip(rows, said, strict=True)]
 
 
-def require_same(communicator: Communicator, lines: Sequence[str], device: torch.device) -> Pending:
+def versions() -> str:
+    """Return the versions on which the meaning of what agents send, and its last bit, depend."""
+    try:
+        own = metadata.version("dist-lookahead")
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    return f"dist-lookahead {own}, torch {torch.__version__}"
+
+
+@contextmanager
+def refused_together(communicator: Communicator) -> Iterator[None]:
+    """Around what ends with `require_same`: an error before it reaches the other agents in place of this one's lines.
+
+    They would wait for them until their timeout. Simulated agents have no need of it: an error ends their process.
+
+    Args:
+        communicator: that `require_same` will use.
+    """
+    try:
+        yield
+    except AgentsDiffer:
+        raise
+    except ValueError as error:
+        if isinstance(communicator, ProcessGroupCommunicator):
+            told = [f"the error {str(error)!r}"]
+            communicator.run(require_same(communicator, told, torch.device(communicator.device)))
+        raise
+
+
+def require_same(communicator: Communicator, lines: Sequence[str], device: torch.device, advice: str = "") -> Pending:
     """Raise on every agent unless all have the same lines.
 
+    Args:
+        communicator: this agent's end.
+        lines: what must be the same.
+        device: where the backend works.
+        advice: what to change; to build the same on every agent, by default.
+
     Raises:
-        ValueError: with the first line that differs, and what each agent says.
+        AgentsDiffer: with the first line that differs, and what each agent says.
     """
     if communicator.size == 1:
         return
@@ -45,38 +101,8 @@ def require_same(communicator: Communicator, lines: Sequence[str], device: torch
     for row in range(depth):
         values = [column[row] if row < len(column) else "nothing" for column in columns]
         if len(set(values)) > 1:
-            raise ValueError(
-                f"agents differ: {who_says_what(values)}. "
-                "Build the same model, optimizer and levels in the same order on every agent"
-            )
+            raise AgentsDiffer(f"agents differ: {who_says_what(values)}. {advice or SAME}")
 
 
-@torch.no_grad()
-def require_same_weights(communicator: Communicator, buckets: Iterable[Bucket], where: str) -> Pending:
-    """Raise on every agent unless all hold the same weights, by a checksum of the bits of each parameter.
-
-    Raises:
-        RuntimeError: with the first parameter that differs, and on which agents.
-    """
-    if communicator.size == 1:
-        return
-    slots = [(bucket, slot) for bucket in buckets for slot in bucket.slots]
-    sums = torch.stack([_checksum(bucket.fast[slot.start : slot.stop]) for bucket, slot in slots])
-    table = sums.new_zeros(communicator.size * len(slots))
-    yield communicator.all_gather(table, sums)
-    table = table.view(communicator.size, len(slots))
-    wrong = (table != table[0]).any(dim=0).nonzero().flatten().tolist()
-    if wrong:
-        name = slots[wrong[0]][1].weight.name
-        checksums = who_says_what([f"{value:x}" for value in table[:, wrong[0]].tolist()], communicator.members)
-        raise RuntimeError(
-            f"{where}: agents hold different weights in {len(wrong)} of {len(slots)} parameters, "
-            f"first {name!r} (checksums: {checksums}). They must start equal and do the same arithmetic: "
-            "load weights on all agents, use the same learning rates, PyTorch and hardware"
-        )
-
-
-def _checksum(flat: Tensor) -> Tensor:
-    # Piece by piece: on a CPU a sum of 64 bits first makes a copy of all that it adds, twice as large as the weights.
-    pieces = flat.view(torch.int32).split(CHUNK)
-    return torch.stack([piece.sum(dtype=torch.int64) for piece in pieces]).sum()
+def _nothing(device: torch.device) -> Tensor:
+    return torch.zeros(0, dtype=torch.uint8, device=device)

@@ -52,6 +52,10 @@ class Slot:
         """Return this slot of a flat tensor, shaped like the parameter."""
         return flat.as_strided(self.shape, self.stride, flat.storage_offset() + self.start)
 
+    def of_range(self, flat: Tensor) -> Tensor:
+        """Return this slot of a flat tensor, flat: its elements in the order in which they lie there."""
+        return flat[self.start : self.stop]
+
 
 class Bucket:
     """The weights of one dtype and device.

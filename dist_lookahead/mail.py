@@ -72,11 +72,15 @@ class Mail:
         return letter, [] if with_weights else [hearing.all_reduce(letter)]
 
     def read(self, tail: Tensor, members: Sequence[int]) -> None:
-        """Take the table after a sum over some agents, the rows of others being empty."""
+        """Take the table after a sum over some agents, the rows of others being empty.
+
+        Raises:
+            RuntimeError: for numbers that no agent sends; and where agents are not at the same point.
+        """
         numbers = tail.tolist()
         rows = {field: numbers[index :: len(self._fields)] for index, field in enumerate(self._fields)}
         self.deliver(
-            {field: tuple(row if field in _NUMBERS else map(int, row)) for field, row in rows.items()}, members
+            {field: tuple(row if field in _NUMBERS else _whole(field, row)) for field, row in rows.items()}, members
         )
 
     def tells_of_joining(self) -> bool:
@@ -107,6 +111,16 @@ class Mail:
 
     def _said(self, field: str) -> float:
         return self.outgoing[field] if field in _NUMBERS else self.outgoing[field] % _LIMIT
+
+
+def _whole(field: str, row: Sequence[float]) -> list[int]:
+    for agent, number in enumerate(row):
+        if not (0 <= number < _LIMIT and number == int(number)):  # not a number is neither
+            raise RuntimeError(
+                f"the mail of this sync says {field}={number} of agent {agent}, and agents send whole numbers from "
+                f"0 to {_LIMIT - 1}: it was damaged on its way, or another program takes part. Go on from a checkpoint"
+            )
+    return [int(number) for number in row]
 
 
 def who_says_what(values: Sequence[object], members: Sequence[int] | None = None) -> str:

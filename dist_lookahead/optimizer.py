@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dist_lookahead import swap
+from dist_lookahead.agreement import refused_together
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import default_communicator
+from dist_lookahead.filling_step import is_filling
 from dist_lookahead.guard import Guard
 from dist_lookahead.join import join
 from dist_lookahead.level import Level
 from dist_lookahead.offload import Offload
 from dist_lookahead.replicas import replicas
-from dist_lookahead.sharded import count_nonzero
+from dist_lookahead.same_weights import DIFFERING, Differing
 from dist_lookahead.stability import instabilities
 from dist_lookahead.stack import LevelStack
 
@@ -47,6 +49,8 @@ class DistributedLookahead(Optimizer):
             sync, or leave them "local".
         check_every: compare a checksum of the weights between agents after every so many syncs; 0 for the first
             sync only.
+        differing: what to do where they differ, "stop" with an error, or repair the parameter from the "majority" of
+            the agents; without one that stops too, and "lowest" takes the lowest rank's.
         offload: "cpu" keeps slow weights and slow momentum in page-locked host memory, and streams them through the
             GPU at each sync, with the same numbers; without effect for parameters on the CPU.
         guard: `Guard()` leaves agents whose weights are not finite out of the means, at no further message: they take
@@ -89,6 +93,7 @@ class DistributedLookahead(Optimizer):
         data_parallel: str | None = None,
         model_buffers: Literal["average", "local"] = "average",
         check_every: int = 0,
+        differing: Differing = "stop",
         offload: Offload | None = None,
         guard: Guard | None = None,
         probe: Callable[[int], object] | None = None,
@@ -102,6 +107,8 @@ class DistributedLookahead(Optimizer):
             raise ValueError(f"model_buffers={model_buffers!r} must be 'average' or 'local'")
         if check_every < 0:
             raise ValueError(f"check_every={check_every} must be at least 0")
+        if differing not in DIFFERING:
+            raise ValueError(f"differing={differing!r} must be one of {', '.join(map(repr, DIFFERING))}")
         if mesh is not None and communicator is not None:
             raise ValueError(
                 f"mesh={mesh} has no effect beside a communicator, which has its own: leave one of them out"
@@ -109,19 +116,22 @@ class DistributedLookahead(Optimizer):
         self.inner = inner
         self.__setstate__({})
         everybody = default_communicator(mesh) if communicator is None else communicator
-        self.stack = LevelStack(
-            inner,
-            levels,
-            communicator=replicas(inner, levels, everybody, data_parallel),
-            everybody=everybody,
-            model=model,
-            average_buffers=model_buffers == "average",
-            check_every=check_every,
-            offload=offload,
-            guard=guard,
-            probe=probe,
-            data_parallel=data_parallel,
-        )
+        agents = replicas(inner, levels, everybody, data_parallel)
+        with refused_together(agents):
+            self.stack = LevelStack(
+                inner,
+                levels,
+                communicator=agents,
+                everybody=everybody,
+                model=model,
+                average_buffers=model_buffers == "average",
+                check_every=check_every,
+                differing=differing,
+                offload=offload,
+                guard=guard,
+                probe=probe,
+                data_parallel=data_parallel,
+            )
         for sentence in instabilities(levels, inner, agents=self.stack.communicator.size):
             warnings.warn(sentence, stacklevel=2)
 
@@ -148,7 +158,7 @@ class DistributedLookahead(Optimizer):
         """
         for before in self._optimizer_step_pre_hooks.values():
             closure = _closure_after(before(self, (self, closure), {}), closure)
-        if closure is None and self._is_probe():
+        if closure is None and is_filling(self.inner):
             return self.inner.step(closure)
         self.stack.begin_step()
         try:
@@ -290,16 +300,6 @@ class DistributedLookahead(Optimizer):
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
-    def _is_probe(self) -> bool:
-        """Whether this step is torch.distributed.checkpoint's way to make an optimizer fill its state.
-
-        It sets all learning rates to zero and all gradients to zero or none. That is no training step: it must not
-        move the clock, not even in the middle of a training.
-        """
-        return all(_is_zero(group.get("lr")) for group in self.param_groups) and not any(
-            p.grad is not None and bool(count_nonzero(p.grad)) for group in self.param_groups for p in group["params"]
-        )
-
     def _fast_step(self, closure: Callable[[], float] | None) -> float | None:
         if closure is not None and self.stack.masses:
             raise ValueError(
@@ -338,10 +338,3 @@ def _closure_after(result: tuple[Any, dict[str, Any]] | None, closure: Any) -> A
         return closure
     args, keywords = result
     return args[1] if len(args) > 1 else keywords.get("closure")
-
-
-def _is_zero(rate: Any) -> bool:
-    """Whether a learning rate is zero; one on an accelerator is not asked, which would wait for the device."""
-    if isinstance(rate, Tensor):
-        return rate.device.type == "cpu" and not bool(rate)
-    return rate == 0

@@ -7,6 +7,7 @@ All of it travels with the level's sync, as numbers in its mail, and only where 
     lr              with which it found the length of the round: agents must agree
     loss, losses    mean of the losses that it was told, and their number
     speed           fast steps per second in the round
+    unsound, way    what a guard has seen of this agent's weights
 """
 
 import math
@@ -20,18 +21,19 @@ from torch import Tensor
 
 from dist_lookahead.adaptive import Adaptive, Facts, Memory
 from dist_lookahead.bucket import Bucket
+from dist_lookahead.guard import Guard, Watch
 from dist_lookahead.level import Level
 
 LARGEST = 2**24 - 1  # number that arrives exactly
 Table = Mapping[str, tuple[float, ...]]
 
 
-def mail_fields(levels: Sequence[Level], *, guarded: bool = False) -> tuple[str, ...]:
+def mail_fields(levels: Sequence[Level], guard: Guard | None = None) -> tuple[str, ...]:
     """Return the numbers that travel with the mail of these levels.
 
     Args:
         levels: of a stack.
-        guarded: whether agents may be left out of means.
+        guard: before their means.
 
     Example:
         >>> from dist_lookahead import QSR, local_sgd
@@ -40,9 +42,10 @@ def mail_fields(levels: Sequence[Level], *, guarded: bool = False) -> tuple[str,
     """
     taus = [level.when.tau for level in levels]
     hears = {tau.hears for tau in taus if isinstance(tau, Adaptive)}
-    weights = ("weight", "done") if guarded or any(level.mix.weighted for level in levels) else ()
+    weights = ("weight", "done") if guard or any(level.mix.weighted for level in levels) else ()
     numbers = {"lr": ("lr",), "loss": ("loss", "losses"), "speed": ("speed",)}
-    return (*weights, *(name for fact, names in numbers.items() if fact in hears for name in names))
+    facts = (name for fact, names in numbers.items() if fact in hears for name in names)
+    return (*weights, *Watch.fields(guard), *facts)
 
 
 @dataclass

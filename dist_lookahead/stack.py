@@ -7,12 +7,11 @@ one Lookahead optimizer in another does not do that: the inner slow weights go s
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dist_lookahead import overlap, slow_state
-from dist_lookahead.agreement import require_same_weights
+from dist_lookahead.agreement import versions
 from dist_lookahead.binding import bind_levels
 from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.bucket import Bucket
@@ -20,7 +19,7 @@ from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pend
 from dist_lookahead.failure import lost
 from dist_lookahead.fast_buffers import FastBuffers
 from dist_lookahead.flight import Flight
-from dist_lookahead.guard import Guard, Watch
+from dist_lookahead.guard import Guard
 from dist_lookahead.inventory import Inventory
 from dist_lookahead.level import Level, check_levels
 from dist_lookahead.line_search import LineSearch, Probe
@@ -33,6 +32,7 @@ from dist_lookahead.one_pass import way
 from dist_lookahead.pace import mail_fields
 from dist_lookahead.post import Post
 from dist_lookahead.roster import describe
+from dist_lookahead.same_weights import Differing, require_same_weights, settle_weights
 
 FORMAT = 1  # of the state dict
 
@@ -51,6 +51,7 @@ class LevelStack:
         average_buffers: average the model's floating point buffers at the outermost sync.
         check_every: compare a checksum of the weights between agents after every so many syncs of a level (always
             after its first); 0 for never again.
+        differing: what to do where they differ: "stop", or repair from the "majority" or, without one, the "lowest".
         probe: computes gradients for levels with alpha=Optimal.
         data_parallel: axis along which agents share their gradients in each fast step, and so their weights.
         everybody: this process's end of all processes, where an agent is several, over which buffers are averaged.
@@ -67,6 +68,7 @@ class LevelStack:
         model: nn.Module | None = None,
         average_buffers: bool = True,
         check_every: int = 0,
+        differing: Differing = "stop",
         probe: Probe | None = None,
         data_parallel: str | None = None,
         everybody: Communicator | None = None,
@@ -82,11 +84,10 @@ class LevelStack:
         self.everybody = everybody or communicator
         self.average_buffers = average_buffers
         self.check_every = check_every
+        self.differing: Differing = differing
         self.clock = 0
         self.observer: Observer | None = None
-        self.mail = Mail(
-            communicator.rank, communicator.size, mail_fields(levels, guarded=guard is not None) + Watch.fields(guard)
-        )
+        self.mail = Mail(communicator.rank, communicator.size, mail_fields(levels, guard))
         self._near = communicator.axis(data_parallel) if data_parallel else None
         self.bound: list[BoundLevel] = []
         self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
@@ -237,13 +238,13 @@ class LevelStack:
         if not bound.reads_first:
             self.post.read(bound, flight.tail, self.clock)
         bound.commit(self.clock)
+        if bound.alike and self._checks(bound.rounds):
+            where = f"levels[{bound.index}] after fast step {self.clock}"
+            yield from settle_weights(bound, where, self.differing)
         ways = overlap.ways(bound, self.clock)
         yield from self._settle_below(bound, ways)
         if bound is self.bound[-1]:
             yield from self._settle_buffers(bound)
-        if bound.alike and self._checks(bound.rounds):
-            where = f"levels[{bound.index}] after fast step {self.clock}"
-            yield from require_same_weights(bound.alike, bound.buckets, where)
         self._observe("after", bound)
         overlap.settle(bound, ways)
 
@@ -288,9 +289,9 @@ class LevelStack:
 
     def _settings(self) -> list[str]:
         levels = [f"levels[{bound.index}] = {bound.level}" for bound in self.bound]
-        rest = f"average_buffers={self.average_buffers}, check_every={self.check_every}, torch {torch.__version__}"
+        rest = f"average_buffers={self.average_buffers}, check_every={self.check_every}, differing={self.differing}"
         devices = {parameter.device for group in self.inner.param_groups for parameter in group["params"]}
-        return [str(self.communicator.mesh), *levels, rest, way(devices)]
+        return [versions(), str(self.communicator.mesh), *levels, rest, way(devices)]
 
     def refresh(self) -> None:
         """Before the first fast step: capture the slow weights again, weights may have been loaded or moved."""

@@ -16,5 +16,8 @@ shift
 here=$(cd "$(dirname "$0")/.." && pwd)
 torchrun=$(command -v torchrun || echo "$here/.venv/bin/torchrun")
 
+# The agents talk inside this machine: their collectives need not listen on its network.
+export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-lo}" NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-lo}"
+
 # --standalone takes a free port for the rendezvous, so that several runs fit on one machine.
 exec "$torchrun" --standalone --nproc-per-node "$agents" -m dist_lookahead train "$@"

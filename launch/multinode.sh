@@ -6,6 +6,7 @@
 #   srun --nodes 2 --ntasks-per-node 1 launch/multinode.sh configs/imagenet/slowmo.yaml
 #
 # HOST is one of the nodes: the one whose host name it is keeps the rendezvous store.
+# INTERFACE=eth1 keeps the collectives to one network interface, such as that of a private network.
 # The results are written by agent 0; checkpoints by every agent, into the same path on each node, which may be a
 # shared file system or each node's own disk.
 set -euo pipefail
@@ -32,6 +33,10 @@ fi
 # Workers get their store from the rendezvous of their own round; a store shared with the agent keeps the addresses
 # of processes that have died, and restarted workers try those first.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
+if [ -n "${INTERFACE:-}" ]; then
+    export GLOO_SOCKET_IFNAME=$INTERFACE NCCL_SOCKET_IFNAME=$INTERFACE
+fi
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 torchrun=$(command -v torchrun || echo "$here/.venv/bin/torchrun")

@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from dist_lookahead import DistributedLookahead, Level, Mesh, simulate
 from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.same_weights import Differing
 
 BATCH = 16
 FAST: dict[str, Callable[[Iterable[nn.Parameter]], Optimizer]] = {
@@ -77,10 +78,16 @@ def make_agent(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     check_every: int = 0,
+    differing: Differing = "stop",
 ) -> Agent:
     model = make_model(seed + rank, dtype)  # agents begin with different weights, and must take agent 0's
     optimizer = DistributedLookahead(
-        FAST[fast](model.parameters()), levels, model=model, communicator=communicator, check_every=check_every
+        FAST[fast](model.parameters()),
+        levels,
+        model=model,
+        communicator=communicator,
+        check_every=check_every,
+        differing=differing,
     )
     return Agent(rank, model, optimizer)
 

@@ -252,6 +252,7 @@ def test_a_bad_setting_is_refused_with_path_value_and_remedy(good: Path, setting
             "sync.offload='cpu' has no effect: no level keeps",
         ),
         (["agents=4", "levels={recipe: snoo}"], "agents=4 has no effect on levels that never average"),
+        (["faults.differing_weights=majority"], "faults.differing_weights='majority' with sync.check_every=0: "),
         (["sync.check_every=4", "levels={recipe: snoo}"], "sync.check_every=4 has no effect on levels that never"),
     ],
 )

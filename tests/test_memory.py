@@ -8,7 +8,7 @@ from processes import run_processes
 
 from benchmarks import memory
 from benchmarks.footprint import Footprint
-from dist_lookahead import agreement
+from dist_lookahead import same_weights
 
 ELEMENTS = 16_000_000  # 64 MB: the kernel's count of pages, and what gloo passes on at a time, are a few of them
 CPU = torch.device("cpu")
@@ -39,9 +39,9 @@ def test_copies_that_a_process_group_makes_are_let_go_of_one_by_one() -> None:
 
 def test_a_checksum_is_that_of_the_whole_and_makes_no_copy_of_it() -> None:
     bits = torch.randint(-(2**31), 2**31 - 1, (4_000_003,), dtype=torch.int32)
-    agreement._checksum(bits.view(torch.float32))  # loads the code
+    same_weights._checksum(bits.view(torch.float32))  # loads the code
     footprint = Footprint(CPU)
     with footprint.phase("sum"):
-        found = agreement._checksum(bits.view(torch.float32))
+        found = same_weights._checksum(bits.view(torch.float32))
     assert found == bits.sum(dtype=torch.int64)
     assert footprint.usage["sum"].peak < bits.numel() * bits.element_size() / 2

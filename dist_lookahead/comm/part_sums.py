@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PIECE = 2**23  # elements of all parts together: 32 MB that leave and 32 MB that arrive
+PIECE = 2**21  # elements of all parts together: 8 MB that leave and 8 MB that arrive
 FLYING = 2  # pieces under way: one is summed while the next one travels
 
 

@@ -75,12 +75,13 @@ class ProcessGroupCommunicator:
         self._torch_mesh = mesh if isinstance(mesh, DeviceMesh) else None
         self._whole: ProcessGroupCommunicator | None = None
         self.ranks = tuple(range(self.mesh.size))
-        self._settle(WORLD, None, dist.group.WORLD)
+        self._settle(WORLD, None, lambda: dist.group.WORLD)
         self._generation = self._agree_on_generation()
 
-    def _settle(self, axis: str, world: "ProcessGroupCommunicator | None", group: Any) -> None:
+    def _settle(self, axis: str, world: "ProcessGroupCommunicator | None", group: Callable[[], Any]) -> None:
         """Become this process's end of a group of the world."""
-        self._axis, self._world, self.process_group = axis, world or self, group
+        self._axis, self._world, self._make_group = axis, world or self, group
+        self._group: Any = None
         self._axes: dict[str, ProcessGroupCommunicator] = {axis: self}
         own = self.ranks.index(dist.get_rank())
         self.members = self.mesh.group(axis, own)
@@ -89,14 +90,29 @@ class ProcessGroupCommunicator:
         self.bytes_along: dict[str, int] = {}
         self.seconds_syncing = self.seconds_waiting = 0.0
 
+    @property
+    def device(self) -> str:
+        """Where the backend works."""
+        return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+    @property
+    def process_group(self) -> Any:
+        """Torch's group, made by all processes with the first thing that they send over it.
+
+        Not before: processes that have different levels would make different groups, and wait for each other for ever.
+        """
+        if self._group is None:
+            self._group = self._make_group()
+        return self._group
+
     def axis(self, name: str) -> "ProcessGroupCommunicator":
-        """Return this process's end of its group along an axis; all processes ask for the same axes in turn."""
+        """Return this process's end of its group along an axis."""
         world = self._world
         if len(self.mesh.group(name, 0)) == world.size:  # refuses an axis that is not there before anybody waits
             return world
         if name not in world._axes:
             world._axes[name] = world._twin()
-            world._axes[name]._settle(name, world, world.torch_mesh.get_group(name))
+            world._axes[name]._settle(name, world, lambda: world.torch_mesh.get_group(name))
         return world._axes[name]
 
     def without(self, name: str) -> "ProcessGroupCommunicator":
@@ -112,7 +128,7 @@ class ProcessGroupCommunicator:
         other._whole, other.ranks = self._world, worlds[own]
         other.mesh = Mesh(tuple(rest.values()), tuple(rest)) if rest else Mesh((1,))
         groups = [dist.new_group(list(ranks)) for ranks in worlds]  # by all processes, also those that are not in it
-        other._settle(other.mesh.names[0] if len(rest) == 1 else WORLD, None, groups[own])
+        other._settle(other.mesh.names[0] if len(rest) == 1 else WORLD, None, lambda: groups[own])
         return other
 
     def _twin(self) -> "ProcessGroupCommunicator":
@@ -124,8 +140,7 @@ class ProcessGroupCommunicator:
     def torch_mesh(self) -> DeviceMesh:
         """Torch's mesh of all processes, which has a group for each axis; all processes ask for it."""
         if self._torch_mesh is None:
-            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            self._torch_mesh = init_device_mesh(device, self.mesh.shape, mesh_dim_names=self.mesh.names)
+            self._torch_mesh = init_device_mesh(self.device, self.mesh.shape, mesh_dim_names=self.mesh.names)
         return self._torch_mesh
 
     def all_reduce(self, tensor: Tensor) -> Work:
@@ -248,8 +263,7 @@ class ProcessGroupCommunicator:
 
     def _agree_on_generation(self) -> int:
         # The store may outlive a restart of the workers, so that yesterday's roll call must not count today.
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        generation = torch.tensor([time.time_ns()], device=device)
+        generation = torch.tensor([time.time_ns()], device=self.device)
         dist.broadcast(generation, 0)
         return int(generation.item())
 

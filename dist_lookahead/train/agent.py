@@ -1,5 +1,6 @@
 """One agent of a run: its model, optimizer, data and random generators."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.guard import Guard
 from dist_lookahead.optimizer import DistributedLookahead
 from dist_lookahead.sharded import is_sharded
 from dist_lookahead.tasks.task import Batch, Game, Minimisation, Pictured, Task
@@ -46,6 +48,7 @@ class Agent:
         self.model = self._build_model()
         self.is_split = config.inner.data_parallel == "fsdp2" and split_weights.split(self.model, communicator)
         levels = config.levels_stack()
+        self._guard = Guard(config.faults.clip) if config.faults.poison == "leave_out" else None
         self.optimizer = DistributedLookahead(
             config.inner.build(self.model.parameters()),
             levels,
@@ -54,6 +57,8 @@ class Agent:
             model_buffers=config.sync.model_buffers,
             check_every=config.sync.check_every,
             offload=config.sync.offload,
+            differing=config.faults.differing_weights,
+            guard=self._guard,
             probe=self._probe if any(level.move.searches for level in levels) else None,
             data_parallel=AXIS if self.shares_gradients and not self.is_split else None,
         )
@@ -184,8 +189,10 @@ class Agent:
         return images
 
     def take_loss(self) -> tuple[float, int]:
-        """Return the sum of the losses since the last call, and their number."""
+        """Return the sum of the losses since the last call, and their number: none of an agent that is left out."""
         taken = float(self.loss_sum), self.loss_steps
+        if self._guard and not math.isfinite(taken[0]):
+            taken = 0.0, 0
         self.loss_sum.zero_()
         self.loss_steps = 0
         return taken

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from dist_lookahead.train.checkpoint_survey import Survey
+
 _log = logging.getLogger(__name__)
 
 _FOLDER = re.compile(r"step-(\d{8,})")
@@ -149,17 +151,23 @@ class CheckpointStore:
         Raises:
             ValueError: if the directory belongs to a run with another number of agents.
         """
+        return self.survey().whole
+
+    def survey(self) -> Survey:
+        """Return `steps`, and which others are damaged; warns as `steps` does."""
         whole: list[int] = []
+        damaged: list[int] = []
         skipped: list[str] = []
         for file in self._files():
             if fault := file.fault():
+                damaged += [file.step] * (file.checksum is not None)
                 skipped.append(f"checkpoint {file.path} is skipped ({fault})")
                 continue
             _warn(skipped, f"the newest whole one before it is of step {file.step}")
             skipped = []
             whole.append(file.step)
         _warn(skipped, "there is no whole one before it")
-        return sorted(set(whole))
+        return Survey(sorted(set(whole)), sorted(set(damaged) - set(whole)))
 
     def load(self, step: int, map_location: str | torch.device = "cpu") -> dict[str, Any]:
         """Return the state saved at `step`.
@@ -181,6 +189,8 @@ class CheckpointStore:
                         f"{file.path} holds more than tensors and plain containers; it is refused, because "
                         "loading it could run any code. Use a checkpoint that this package has written"
                     ) from error
+                except (RuntimeError, EOFError) as error:
+                    raise ValueError(f"{file.path} is no checkpoint of this package: {error}") from error
         raise ValueError(
             f"agent {self.agent} has no whole checkpoint of step {step} in {self.directory}; "
             f"it has those of steps {self.steps()}"

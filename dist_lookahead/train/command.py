@@ -16,7 +16,9 @@ from rich.progress import Progress
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.failure import SyncError
 from dist_lookahead.figures.registry import FIGURES, chosen, descriptions
+from dist_lookahead.guard import PoisonedError
 from dist_lookahead.planner.advice import EXPOSED
+from dist_lookahead.same_weights import WeightsDifferError
 from dist_lookahead.stability import instabilities
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.comparison import X
@@ -34,30 +36,28 @@ from dist_lookahead.train.prediction_report import report
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.settings import settings, sweep_settings
+from dist_lookahead.train.start import own_folder, require_same_run
 from dist_lookahead.train.summary import summary
 from dist_lookahead.train.sweep import run_sweep
 from dist_lookahead.train.sweep_file import load_sweep
 from dist_lookahead.train.sweep_results import LINES, TABLE, write_results
 from dist_lookahead.train.theory_report import theory_report
 from dist_lookahead.train.theory_report_setting import Assumptions
-from dist_lookahead.train.trainer import DivergedError, Trainer
+from dist_lookahead.train.trainer import DivergedError, Outcome, Trainer
 from dist_lookahead.train.world import World, join_world
 
 BAD_INPUT, LOST_AGENT = 2, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status: 0, 1 for lost agents, 2 for bad input, 128 + signal if stopped."""
+    """Run a command; return its exit status: 0, 1 for lost or differing agents, 2 for bad input, 128 + signal."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (ConfigError, ValueError, OSError, DivergedError) as error:
-        print(f"dist-lookahead {options.command}: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except SyncError as error:
+    except (ConfigError, ValueError, OSError, DivergedError, PoisonedError, SyncError, WeightsDifferError) as error:
         print(f"dist-lookahead {options.command}: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-        return LOST_AGENT
+        return LOST_AGENT if isinstance(error, SyncError | WeightsDifferError) else BAD_INPUT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -252,36 +252,36 @@ def _train(options: argparse.Namespace) -> int:
     _set_precision(config)
     device, timeout = config.run.device, config.run.timeout
     with join_world(agents=config.agents, device=device, timeout=timeout, mesh=config.mesh) as world:
+        require_same_run(config, world)
         task = _build_task(config, world.communicators, world.device)
-        directory = _agree_on_directory(config, world, resume=options.resume)
-        trainer = Trainer(config, task, world, directory, resume=options.resume)
-        try:
-            outcome = trainer.run()
-        except DivergedError as error:
-            if world.leads:
-                write_divergence(directory, str(error))
-            raise
-        if world.leads:
-            if config.logging.plots:
-                draw_curves(directory.metrics, directory.curves, config.run.name)
-                draw_inner_loop(directory.inner_loop, config.run.name, list(read_metrics(directory.metrics)))
-            if outcome.signal is None:
-                write_outcome(directory, outcome)
-                # Before the summary, which names the files that are there.
-                compared = [*report(config, directory, agents=world.agents, steps=outcome.step)]
-                Console().print(summary(outcome, directory, name=config.run.name, agents=world.agents), *compared)
-            else:
-                print(
-                    f"Stopped by signal {outcome.signal} at the sync after fast step {outcome.step}, which is saved in "
-                    f"{directory.checkpoints}: go on with the same command and --resume"
-                )
+        with own_folder(config, world, resume=options.resume) as directory:
+            outcome = _train_there(config, task, world, directory, resume=options.resume)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def _agree_on_directory(config: Config, world: World, *, resume: bool) -> RunDirectory:
-    """Agent 0 chooses: others may already see what it has made."""
-    own = [str(RunDirectory.choose(config, resume=resume).path)] * len(world.communicators)
-    return RunDirectory(Path(texts_of_agents(world.communicators, own, world.device)[0]))
+def _train_there(config: Config, task: Task, world: World, directory: RunDirectory, *, resume: bool) -> Outcome:
+    trainer = Trainer(config, task, world, directory, resume=resume)
+    try:
+        outcome = trainer.run()
+    except (DivergedError, PoisonedError) as error:
+        if world.leads:
+            write_divergence(directory, str(error))
+        raise
+    if world.leads:
+        if config.logging.plots:
+            draw_curves(directory.metrics, directory.curves, config.run.name)
+            draw_inner_loop(directory.inner_loop, config.run.name, list(read_metrics(directory.metrics)))
+        if outcome.signal is None:
+            write_outcome(directory, outcome)
+            # Before the summary, which names the files that are there.
+            compared = [*report(config, directory, agents=world.agents, steps=outcome.step)]
+            Console().print(summary(outcome, directory, name=config.run.name, agents=world.agents), *compared)
+        else:
+            print(
+                f"Stopped by signal {outcome.signal} at the sync after fast step {outcome.step}, which is saved in "
+                f"{directory.checkpoints}: go on with the same command and --resume"
+            )
+    return outcome
 
 
 def _build_task(config: Config, communicators: Sequence[Communicator], device: torch.device) -> Task:

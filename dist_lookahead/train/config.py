@@ -50,6 +50,7 @@ from dist_lookahead.train.config_sections import (
     Checkpoint,
     Data,
     Evaluation,
+    FaultHandling,
     Logging,
     ModelChoice,
     Performance,
@@ -109,6 +110,8 @@ class Config(Section):
     """When agents average and how slow weights move."""
     sync: Sync = Sync()
     """What happens at syncs beside the levels."""
+    faults: FaultHandling = FaultHandling()
+    """What is done about faults of the agents and their machines."""
     precision: Precision = "fp32"
     """tf32: matrix products on a GPU in TF32; bf16 and fp16: autocast, fp16 with loss scaling."""
     evaluation: Evaluation = Evaluation()

@@ -15,6 +15,7 @@ from dist_lookahead.averaging.gossip import OnGraph
 from dist_lookahead.averaging.push_sum import PushSum
 from dist_lookahead.binding import bind_levels
 from dist_lookahead.comm.simulated import simulate
+from dist_lookahead.guard import Guard
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import NODES, WORLD, Mesh
 from dist_lookahead.notation import is_unknown
@@ -34,6 +35,7 @@ from dist_lookahead.train.config_quadratic import QUADRATIC_PAIRS
 from dist_lookahead.train.config_sections import (
     Data,
     Evaluation,
+    FaultHandling,
     ModelChoice,
     Performance,
     Precision,
@@ -231,9 +233,33 @@ def _averages(levels: Levels, sync: Sync) -> Iterator[str]:
     mixes = [level.mix for level in levels.stack]
     if any(isinstance(mix, Exact) for mix in mixes):
         return
-    for name, field in Sync.model_fields.items():
-        if getattr(sync, name) != field.default:
+    for name in ("model_buffers", "check_every"):
+        if getattr(sync, name) != Sync.model_fields[name].default:
             yield f"sync.{name}={getattr(sync, name)} has no effect on levels that never average exactly: remove it"
+
+
+def _repairs(sync: Sync, faults: FaultHandling) -> Iterator[str]:
+    if faults.differing_weights != "stop" and not sync.check_every:
+        yield (
+            f"faults.differing_weights={faults.differing_weights!r} with sync.check_every=0: weights are compared "
+            "after the first sync only; set sync.check_every to the syncs between comparisons, such as 1"
+        )
+
+
+def _guards(faults: FaultHandling, levels: Levels) -> Iterator[str]:
+    """Say what poison: leave_out does not fit together with."""
+    if faults.poison == "stop":
+        if faults.clip is not None:
+            yield f"faults.clip={faults.clip:g} has no effect with faults.poison='stop': set poison: leave_out"
+        return
+    averaging = [level.mix for level in levels.stack if level.mix.communicates]
+    if not averaging or not all(isinstance(mix, Exact) for mix in averaging):
+        yield "faults.poison='leave_out' needs exact averages, mix: exact, in all levels that average"
+    for index, level in enumerate(levels.stack):
+        try:
+            Guard(faults.clip).check(index, level)
+        except ValueError as error:
+            yield f"faults.poison='leave_out': {error}"
 
 
 def _weights(mesh: Mesh | None, inner: Inner, levels: Levels, evaluation: Evaluation) -> Iterator[str]:
@@ -274,9 +300,11 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _shares,
     _binds,
     _offloads,
+    _guards,
     _splits,
     _weighs,
     _averages,
+    _repairs,
     _weights,
     _images_have_an_order,
     *QUADRATIC_PAIRS,

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from torchvision import models
 
 from dist_lookahead.notation import is_unknown
+from dist_lookahead.same_weights import Differing
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS
 from dist_lookahead.train.config_faults import Faults
@@ -181,6 +182,19 @@ class Sync(Section):
     """Syncs between comparisons of the agents' weights; 0 compares after the first sync only."""
     offload: Literal["cpu"] | None = None
     """cpu keeps slow weights and slow momentum in host memory, for models that leave no room on the GPU."""
+
+
+class FaultHandling(Section):
+    """What a run does about faults of the agents and their machines."""
+
+    differing_weights: Differing = "stop"
+    """Where a comparison (sync.check_every) finds that agents' slow weights differ: end the run, or take the parameter
+    from the majority of the agents and end it without one, or then take it from the lowest rank."""
+    poison: Literal["stop", "leave_out"] = "stop"
+    """Where an agent's loss or weights are not finite: end the run, or leave the agent out of the means and let it go
+    on from the slow weights; the run ends where that is so of all agents."""
+    clip: float | None = Field(default=None, gt=0)
+    """With poison: leave_out, at most so many times the usual way of the agents in a round counts of any one's."""
 
 
 class Evaluation(Section):

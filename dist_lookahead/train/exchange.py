@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from dist_lookahead.agreement import exchange
+from dist_lookahead.agreement import exchange, require_same
 from dist_lookahead.comm.communicator import Communicator, Pending
+from dist_lookahead.mail import who_says_what
 
 
 def sum_over_agents(
@@ -40,6 +41,41 @@ def texts_of_agents(communicators: Sequence[Communicator], texts: Sequence[str],
     for communicator, text in zip(communicators, texts, strict=True):
         communicator.run(gather(communicator, text))
     return collected[0]
+
+
+def require_same_lines(
+    communicators: Sequence[Communicator], lines: Sequence[str], device: torch.device, advice: str
+) -> None:
+    """Raise on every agent unless all have the same lines.
+
+    Args:
+        communicators: of the agents in this process.
+        lines: what must be the same.
+        device: where the backend works.
+        advice: what to change.
+
+    Raises:
+        AgentsDiffer: with the first line that differs, and what each agent says.
+    """
+    for communicator in communicators:
+        communicator.run(require_same(communicator, lines, device, advice))
+
+
+def fail_together(communicators: Sequence[Communicator], faults: Sequence[str], device: torch.device) -> None:
+    """Raise on every agent where some of them have a fault: the others would wait for those until their timeout.
+
+    Args:
+        communicators: of the agents in this process.
+        faults: what is wrong with each of them, "" for nothing.
+        device: where the backend works.
+
+    Raises:
+        ValueError: with all faults, and who has them.
+    """
+    told = texts_of_agents(communicators, faults, device)
+    faulty = [agent for agent, fault in enumerate(told) if fault]
+    if faulty:
+        raise ValueError(who_says_what([told[agent] for agent in faulty], faulty))
 
 
 def _sum(communicator: Communicator, tensor: torch.Tensor) -> Pending:

@@ -2,14 +2,16 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dist_lookahead.train.agent import Agent
 from dist_lookahead.train.checkpoint import CheckpointStore, newest_common
+from dist_lookahead.train.checkpoint_survey import Survey, passed_over, read_survey
 from dist_lookahead.train.config import Config
 from dist_lookahead.train.config_file import flat
-from dist_lookahead.train.exchange import texts_of_agents
+from dist_lookahead.train.exchange import fail_together, texts_of_agents
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.stopwatch import Spent
 
@@ -40,6 +42,7 @@ FREE = (  # settings that may differ when a run goes on: they do not change what
     "logging",
     "sync.check_every",
     "sync.offload",
+    "faults",
 )
 
 
@@ -73,18 +76,25 @@ class History:
         self._bytes_before = -agents[0].communicator.bytes_sent  # what the construction sent does not count
 
     def restore(self) -> int:
-        """Load the newest checkpoint that all agents have, and return its fast step: 0 where there is none."""
-        own = [json.dumps(store.steps()) for store in self._stores]
-        communicators = [agent.communicator for agent in self._agents]
-        everybody = texts_of_agents(communicators, own, self._agents[0].device)
-        step = newest_common([json.loads(text) for text in everybody])
+        """Load the newest checkpoint that all agents have, and return its fast step: 0 where there never was one.
+
+        Raises:
+            ValueError: on every agent, where one cannot go on: no whole checkpoint of a common step is left, or it is
+                of another run.
+        """
+        surveys = [store.survey() for store in self._stores]
+        everybody = [read_survey(text) for text in self._exchange([json.dumps(asdict(own)) for own in surveys])]
+        step = newest_common([survey.whole for survey in everybody])
         if step is None:
+            self._fail_together(map(_what_is_lost, self._stores, surveys))
             return 0
-        states = [store.load(step) for store in self._stores]
-        for agent, store, state in zip(self._agents, self._stores, states, strict=True):
-            _require_same_run(state["config"], self._config.resolved())
-            agent.load_state_dict(state["agent"])
+        later = passed_over(everybody, step)
+        if later and self._agents[0].communicator.rank == 0:
+            _log.warning("going on from fast step %d, the last one of which all agents have it; later %s", step, later)
+        states = self._load(step)
+        for store in self._stores:
             store.drop_after(step)
+        self._exchange(["dropped"] * len(self._stores))  # nobody saves anew beside what another has not removed yet
         self.metrics, self.next_evaluation = states[0]["metrics"], states[0]["next_evaluation"]
         self.seconds = states[0]["seconds"]
         self.exposed_seconds = states[0].get("exposed_seconds", 0.0)  # runs from before did not count them
@@ -99,6 +109,7 @@ class History:
         for agent, store in zip(self._agents, self._stores, strict=True):
             state = {
                 "format": FORMAT,
+                "common": self._common,
                 "config": self._config.resolved(),
                 "agent": agent.state_dict(),
                 "metrics": self.metrics,
@@ -131,6 +142,43 @@ class History:
             f"The last checkpoint is of fast step {self._last} in {self._stores[0].directory}: "
             "go on with the same command and --resume"
         )
+
+    def _load(self, step: int) -> list[dict[str, Any]]:
+        """Load the agents of this process; where one of the run cannot, no other goes on without it."""
+        states, faults = [], []
+        for agent, store in zip(self._agents, self._stores, strict=True):
+            fault = ""
+            try:
+                states.append(store.load(step))
+                _require_same_run(states[-1]["config"], self._config.resolved())
+                agent.load_state_dict(states[-1]["agent"])
+            except (ValueError, OSError) as error:
+                fault = str(error)
+            faults.append(fault)
+        self._fail_together(faults)
+        return states
+
+    def _exchange(self, texts: Sequence[str]) -> list[str]:
+        return texts_of_agents([agent.communicator for agent in self._agents], texts, self._agents[0].device)
+
+    def _fail_together(self, faults: Iterable[str]) -> None:
+        fail_together([agent.communicator for agent in self._agents], list(faults), self._agents[0].device)
+
+
+def _what_is_lost(store: CheckpointStore, survey: Survey) -> str:
+    """Say of an agent of a run without a common checkpoint what there has been, "" where nothing is missing.
+
+    Before their first common checkpoint some agents may have one and others not.
+    """
+    advice = "restore the files, or begin anew without --resume"
+    if survey.damaged:
+        return f"of the checkpoints in {store.directory} those of steps {survey.damaged} are damaged: {advice}"
+    if survey.whole and store.load(survey.whole[-1]).get("common", -1) >= 0:
+        return (
+            f"there are checkpoints of steps {survey.whole} in {store.directory}, and other agents have none of these, "
+            f"though they have had: {advice}"
+        )
+    return ""
 
 
 def _require_same_run(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -31,10 +31,24 @@ class RunDirectory:
         return self.samples / f"step_{step:06d}_{weights}.png"
 
     @classmethod
+    def named(cls, config: Config, name: str) -> "RunDirectory":
+        """Return the folder that another agent has chosen by `choose`, among the runs of this agent's file.
+
+        Raises:
+            ValueError: for a name that is none of this run's: agents say where others write, and nothing beside it.
+        """
+        if not _pattern(config).fullmatch(name):
+            raise ValueError(
+                f"agent 0 has chosen the folder {name!r}, and those of this run are {config.run.name}, "
+                f"{config.run.name}-2, ...: give the same run.name to every agent"
+            )
+        return cls(Path(config.run.dir) / name)
+
+    @classmethod
     def choose(cls, config: Config, *, resume: bool) -> "RunDirectory":
         """Return the newest folder of this name with checkpoints to resume, else a new one: NAME, NAME-2, ..."""
         base = Path(config.run.dir)
-        pattern = re.compile(re.escape(config.run.name) + r"(?:-(\d+))?")
+        pattern = _pattern(config)
         found = {
             int(match[1] or 1): folder
             for folder in (base.iterdir() if base.is_dir() else ())
@@ -45,3 +59,7 @@ class RunDirectory:
             return cls(found[max(started)])
         number = max(found, default=0) + 1
         return cls(base / (config.run.name if number == 1 else f"{config.run.name}-{number}"))
+
+
+def _pattern(config: Config) -> re.Pattern[str]:
+    return re.compile(re.escape(config.run.name) + r"(?:-(\d+))?")

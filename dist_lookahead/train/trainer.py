@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from dist_lookahead.comm.communicator import CollectiveError, ring_bytes
 from dist_lookahead.failure import SyncError
+from dist_lookahead.guard import PoisonedError
 from dist_lookahead.level import Level
+from dist_lookahead.same_weights import WeightsDifferError
 from dist_lookahead.schedule import value_at
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.agent import Agent, all_weights
@@ -124,7 +126,7 @@ class Trainer:
                 f"{self.history.where_to_go_on()}. Cause: {error}",
                 error.absent,
             ) from error
-        except SyncError as error:
+        except (SyncError, WeightsDifferError, PoisonedError, OSError) as error:  # of a full disk
             error.add_note(self.history.where_to_go_on())
             raise
         finally:

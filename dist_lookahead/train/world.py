@@ -13,6 +13,7 @@ from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.mesh import NODES, Mesh
+from dist_lookahead.train.meeting import meet
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def join_world(*, agents: int, device: str, timeout: float, mesh: Mesh | None = 
         mesh: axes of the agents; None for those of nodes, of which a simulation has one.
 
     Raises:
-        ValueError: for simulated agents under torchrun, a mesh of another size, and a device that is not there.
+        ValueError: for simulated agents under torchrun, a mesh of another size, a device that is not there, and agents
+            that were told different numbers of agents.
     """
     chosen = _device(device)
     if "WORLD_SIZE" not in os.environ:
@@ -61,9 +63,13 @@ def join_world(*, agents: int, device: str, timeout: float, mesh: Mesh | None = 
             "Leave `agents` out of the run file, or start without torchrun to simulate them in one process"
         )
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, timeout=timedelta(seconds=timeout), device_id=chosen if backend == "nccl" else None
-    )
+    own_device = chosen if backend == "nccl" else None
+    silence = timedelta(seconds=timeout)
+    if store := meet(timeout):
+        rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=silence, device_id=own_device)
+    else:
+        dist.init_process_group(backend, timeout=silence, device_id=own_device)
     try:
         yield World([ProcessGroupCommunicator(mesh)], chosen)
     finally:

@@ -1,0 +1,63 @@
+"""Before a run starts: all agents have the same run file, and its folder is theirs alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dist_lookahead.train.config import Config
+from dist_lookahead.train.config_file import flat
+from dist_lookahead.train.exchange import fail_together, require_same_lines, texts_of_agents
+from dist_lookahead.train.run_directory import RunDirectory
+from dist_lookahead.train.run_lock import RunLock
+from dist_lookahead.train.world import World
+
+OWN = (  # settings that each node may have of its own: where its files are, and who reads them
+    "run.dir",
+    "data.path",
+    "data.download",
+    "data.workers",
+    "data.pin_memory",
+    "corpus.path",
+    "parallel_corpus.path",
+    "parallel_corpus.workers",
+    "parallel_corpus.pin_memory",
+    "images.path",
+    "images.download",
+    "images.judge_dir",
+    "checkpoint.keep",
+    "checkpoint.grace",
+    "logging.tensorboard",
+    "logging.plots",
+    "logging.progress",
+)
+
+
+def require_same_run(config: Config, world: World) -> None:
+    """Raise on every agent unless all train the same run.
+
+    Agents that evaluate, log or end at different steps would add up different things.
+
+    Raises:
+        AgentsDiffer: with the first setting that differs, and what each agent has.
+    """
+    lines = [f"{path}: {value!r}" for path, value in flat(config.resolved()) if path not in OWN]
+    require_same_lines(world.communicators, lines, world.device, "Give the same file and --set to every agent")
+
+
+@contextmanager
+def own_folder(config: Config, world: World, *, resume: bool) -> Iterator[RunDirectory]:
+    """Enter the folder of the run that agent 0 chooses (others may already see what it has made), locked.
+
+    Raises:
+        ValueError: on every agent, where another process trains there.
+    """
+    chosen = [RunDirectory.choose(config, resume=resume).path.name] * len(world.communicators)
+    directory = RunDirectory.named(config, texts_of_agents(world.communicators, chosen, world.device)[0])
+    lock = RunLock(directory.path, agent=world.communicators[0].rank)
+    held_by = lock.acquire()
+    try:
+        fault = f"another run trains in {directory.path}: {held_by}. Wait for it, end it, or start a new run"
+        faults = [fault if held_by else "", *[""] * (len(world.communicators) - 1)]
+        fail_together(world.communicators, faults, world.device)
+        yield directory
+    finally:
+        lock.release()
