@@ -27,6 +27,7 @@ Reference: arXiv 1901.09847 (error feedback), 1905.05957 (in both directions), t
 
 import hashlib
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -36,6 +37,7 @@ from torch.nn.functional import pad
 
 Rounding = Literal["nearest", "stochastic"]
 Precision = Literal["fp32", "bf16", "fp16"]
+PIECE = 2**18  # values that are encoded or decoded at a time: what that takes besides stays in cache
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -70,13 +72,22 @@ class Cast:
     def encode(self, rows: Tensor, draw: tuple[int, ...] = ()) -> Tensor:
         """Return the code of rows (R, D), (R, nbytes(D)) uint8."""
         dtype = _DTYPES[self.dtype]
-        values, end = rows.float(), torch.finfo(dtype).max
-        bounded = torch.where(values.isinf(), values, values.clamp(-end, end))
-        return bounded.to(dtype).view(torch.uint8)
+        code, end = torch.empty(rows.shape, dtype=dtype, device=rows.device), torch.finfo(dtype).max
+        for part in _pieces(rows.shape):
+            values = rows[:, part].float()
+            code[:, part] = torch.where(values.isinf(), values, values.clamp(-end, end))
+        return code.view(torch.uint8)
 
     def decode(self, code: Tensor, length: int) -> Tensor:
         """Return the rows (R, length) float32 of a code (R, nbytes(length))."""
-        return _as_numbers(code, _DTYPES[self.dtype]).float()
+        return _decode(self, code, length)
+
+    def accumulate(self, code: Tensor, rows: Tensor, sign: int = 1) -> None:
+        """Add the decoded rows to other ones (R, length), or subtract them, in place."""
+        size = _DTYPES[self.dtype].itemsize
+        for part in _pieces(rows.shape):
+            values = _as_numbers(code[:, part.start * size : part.stop * size], _DTYPES[self.dtype])
+            rows[:, part].add_(values.float(), alpha=sign)
 
 
 @dataclass(frozen=True)
@@ -134,29 +145,53 @@ class Quantised:
 
     def encode(self, rows: Tensor, draw: tuple[int, ...] = ()) -> Tensor:
         """Return the code of rows (R, D), (R, nbytes(D)) uint8; `draw` are the numbers of this use, for its seed."""
-        blocks = self._in_blocks(rows.float())
-        largest = blocks.abs().amax(dim=2, keepdim=True)
-        scale = largest.where(largest.isfinite(), math.nan)
-        # First divided, then multiplied: top / scale overflows for the smallest scales. 0 / 0 becomes 0 below.
-        steps = self._rounded(blocks / scale * self.top, draw)
-        whole = steps.nan_to_num(0.0).clamp(-self.top, self.top).to(torch.int8).flatten(1)[:, : rows.shape[1]]
-        packed = whole.contiguous().view(torch.uint8) if self.bits == 8 else pack(whole)
-        return torch.cat((scale.flatten(1).contiguous().view(torch.uint8), packed), dim=1)
+        length, random = rows.shape[1], self._random(rows.device, draw)
+        code = torch.empty(len(rows), self.nbytes(length), dtype=torch.uint8, device=rows.device)
+        for part in _pieces(rows.shape, 2 * self.block):
+            scale, packed = self._encode(rows[:, part].float(), random)
+            scales, whole = self._places(part, length)
+            code[:, scales], code[:, whole] = scale, packed
+        return code
 
     def decode(self, code: Tensor, length: int) -> Tensor:
         """Return the rows (R, length) float32 of a code (R, nbytes(length))."""
-        edge = 4 * self._blocks(length)
-        scale = _as_numbers(code[:, :edge], torch.float32)
-        packed = code[:, edge:]
-        whole = packed.view(torch.int8) if self.bits == 8 else unpack(packed)[:, :length]
-        return (self._in_blocks(whole / self.top) * scale[:, :, None]).flatten(1)[:, :length]
+        return _decode(self, code, length)
 
-    def _rounded(self, steps: Tensor, draw: tuple[int, ...]) -> Tensor:
+    def accumulate(self, code: Tensor, rows: Tensor, sign: int = 1) -> None:
+        """Add the decoded rows to other ones (R, length), or subtract them, in place."""
+        length = rows.shape[1]
+        for part in _pieces(rows.shape, 2 * self.block):
+            scales, whole = (code[:, place] for place in self._places(part, length))
+            steps = whole.view(torch.int8) if self.bits == 8 else unpack(whole)[:, : part.stop - part.start]
+            values = self._in_blocks(steps / self.top) * _as_numbers(scales, torch.float32)[:, :, None]
+            rows[:, part].add_(values.flatten(1)[:, : part.stop - part.start], alpha=sign)
+
+    def _encode(self, rows: Tensor, random: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Return the bytes of the scales, and those of the values."""
+        blocks = self._in_blocks(rows)
+        largest = blocks.abs().amax(dim=2, keepdim=True)
+        scale = largest.where(largest.isfinite(), math.nan)
+        # First divided, then multiplied: top / scale overflows for the smallest scales. 0 / 0 becomes 0 below.
+        steps = (blocks / scale).mul_(self.top)
+        if random:
+            steps.add_(torch.rand(steps.shape, generator=random, device=steps.device)).floor_()
+        else:
+            steps.round_()
+        whole = steps.nan_to_num_(0.0).clamp_(-self.top, self.top).to(torch.int8).flatten(1)[:, : rows.shape[1]]
+        packed = whole.contiguous().view(torch.uint8) if self.bits == 8 else pack(whole)
+        return scale.flatten(1).contiguous().view(torch.uint8), packed
+
+    def _places(self, part: slice, length: int) -> tuple[slice, slice]:
+        """Return where in a row's code the scales and the values of a piece lie; it begins at an even block."""
+        edge = 4 * self._blocks(length)
+        first, last = part.start * self.bits // 8, -(-part.stop * self.bits // 8)
+        return slice(4 * (part.start // self.block), 4 * self._blocks(part.stop)), slice(edge + first, edge + last)
+
+    def _random(self, device: torch.device, draw: tuple[int, ...]) -> torch.Generator | None:
         if self.rounding == "nearest":
-            return steps.round_()
+            return None
         numbers = hashlib.blake2b(repr((self.seed, draw)).encode(), digest_size=4).digest()
-        random = torch.Generator(device=steps.device).manual_seed(int.from_bytes(numbers))
-        return steps.add_(torch.rand(steps.shape, generator=random, device=steps.device)).floor_()
+        return torch.Generator(device=device).manual_seed(int.from_bytes(numbers))
 
     def _blocks(self, length: int) -> int:
         return -(-length // self.block)
@@ -213,12 +248,30 @@ class TopK:
 
     def decode(self, code: Tensor, length: int) -> Tensor:
         """Return the rows (R, length) float32 of a code (R, nbytes(length))."""
+        return _decode(self, code, length)
+
+    def accumulate(self, code: Tensor, rows: Tensor, sign: int = 1) -> None:
+        """Add the decoded rows to other ones (R, length), or subtract them, in place."""
         places, values = code.chunk(2, dim=1)
-        rows = torch.zeros(len(code), length, device=code.device)
-        return rows.scatter_(1, _as_numbers(places, torch.int32).long(), _as_numbers(values, torch.float32))
+        values = _as_numbers(values, torch.float32).to(rows.dtype) * sign
+        rows.scatter_add_(1, _as_numbers(places, torch.int32).long(), values)
 
 
 Codec = Cast | Quantised | TopK
+
+
+def _decode(codec: Codec, code: Tensor, length: int) -> Tensor:
+    rows = torch.zeros(len(code), length, device=code.device)
+    codec.accumulate(code, rows)
+    return rows
+
+
+def _pieces(shape: Sequence[int], step: int = 1) -> Iterator[slice]:
+    """Cut the columns of rows into pieces that begin at multiples of `step`, of about `PIECE` values."""
+    rows, length = shape
+    width = max(PIECE // max(rows, 1) // step, 1) * step
+    for start in range(0, length, width):
+        yield slice(start, min(start + width, length))
 
 
 def pack(whole: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class Compressed:
         sent = [self._encode_ways(x, own) for x, own in zip(tensors, memory, strict=True)]
         received = [torch.empty_like(code) for code in sent]
         yield from [self._across.all_to_all(output, code) for output, code in zip(received, sent, strict=True)]
+        del sent
         means = [self._mean(codes, own) for codes, own in zip(received, memory, strict=True)]
         yield from [
             self._across.all_gather(output, self._encode_mean(mean, own))
@@ -54,7 +55,8 @@ class Compressed:
         ]
         for x, mean, codes, own in zip(tensors, means, received, memory, strict=True):
             self._remember(own, (x, mean))
-            torch.add(self._decode(codes, mean.numel()).flatten(), own.reference, alpha=self._summed, out=x)
+            torch.mul(own.reference, self._summed, out=x)
+            self._add(codes, x.view(self.parts, -1))
 
     def phases(self, tensors: int) -> list[int]:
         """Return the parts on their way to the owners, and the owners' means."""
@@ -76,7 +78,7 @@ class Compressed:
         length = len(own.reference) // self.parts
         mean = own.reference.new_zeros(length)
         for code in codes.view(self.parts, -1):  # one at a time: the order is that of ranks, and memory is spared
-            mean.add_(self._decode(code, length).flatten())
+            self._add(code, mean.view(1, -1))
         mean.div_(self.parts)
         for residual in own.residuals[1:]:
             mean.add_(residual)
@@ -89,11 +91,12 @@ class Compressed:
     def _encode(self, rows: Tensor, own: Memory, phase: int) -> Tensor:
         agent = self._across.members[self._across.rank]
         code = self._codec.encode(rows, (*own.draw, agent, phase))
-        rows.sub_(self._codec.decode(code, rows.shape[1]))
+        self._codec.accumulate(code, rows, sign=-1)
         return code.flatten()
 
-    def _decode(self, codes: Tensor, length: int) -> Tensor:
-        return self._codec.decode(codes.view(-1, self._codec.nbytes(length)), length)
+    def _add(self, codes: Tensor, rows: Tensor) -> None:
+        """Add decoded rows to others."""
+        self._codec.accumulate(codes.view(len(rows), -1), rows)
 
     def _remember(self, own: Memory, lost: Sequence[Tensor]) -> None:
         for residual, tensor in zip(own.residuals, lost, strict=False):
