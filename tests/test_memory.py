@@ -22,19 +22,14 @@ def rows(names: list[str]) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(120)
 def test_recipes_cost_what_the_design_says() -> None:
-    """Breaks with any whole copy of the weights that is made on the way, and with slow state that nobody needs."""
-    names = ["local_sgd", "slowmo", "polyak"]
-    for row in run_processes(rows, 2, names, timeout=100)[0]:
-        assert abs(row["kept"] - row["design"]) < ROOM, row
-        assert row["excess"] < ROOM, row
+    """Breaks with any whole copy of the weights that is made on the way, and with slow state that nobody needs.
 
-
-@pytest.mark.timeout(120)
-def test_copies_that_a_process_group_makes_are_let_go_of_one_by_one() -> None:
-    """A sum that is held while its result is on the way doubles them; gossip holds a neighbour's weights, no more."""
-    for row in run_processes(rows, 2, ["slowmo, sharded", "dpsgd"], timeout=100)[0]:
+    A neighbour's weights are one, and so are what gloo sums beside its input, and a code with the means of a part.
+    """
+    allowed = {"local_sgd": 0, "slowmo": 0, "polyak": 0, "slowmo, sharded": 1, "dpsgd": 1, "slowmo, 8 bits": 1.5}
+    for row in run_processes(rows, 2, list(allowed), timeout=100)[0]:
         assert abs(row["kept"] - row["design"]) < ROOM, row
-        assert row["excess"] < 1 + ROOM, row
+        assert row["excess"] < allowed[row["recipe"]] + ROOM, row
 
 
 def test_a_checksum_is_that_of_the_whole_and_makes_no_copy_of_it() -> None:

@@ -87,7 +87,7 @@ def try_often(folder: Path, rounds: int) -> int:
 
 def test_many_that_come_and_go_are_never_inside_together(tmp_path: Path) -> None:
     """Breaks if one locks a file that its holder has just removed."""
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
+    with multiprocessing.get_context("forkserver").Pool(3) as pool:
         taken = pool.starmap(try_often, [(tmp_path, 100)] * 3)
     assert min(taken) > 0
 
