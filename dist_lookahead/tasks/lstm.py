@@ -1,5 +1,6 @@
 """The LSTM language model and its regularisation, as AWD-LSTM has it."""
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -114,8 +115,12 @@ class LstmLanguageModel(nn.Module):
         inputs, hidden, *biases = layer.parameters()
         # The function behind nn.LSTM: parameters stay parameters, and what it multiplies with is their dropped copy.
         hidden = functional.dropout(hidden, self.dropout_weights, self.training)
+        # On a CPU in the parameters' precision: oneDNN refuses an LSTM in half precision on many processors.
+        narrow = nullcontext() if x.is_cuda else torch.autocast(x.device.type, enabled=False)
+        x = x if x.is_cuda else x.to(inputs.dtype)
         before = [part[None].to(x.dtype) for part in memory]
-        return torch.lstm(x, before, [inputs, hidden, *biases], True, 1, 0.0, self.training, False, True)
+        with narrow:
+            return torch.lstm(x, before, [inputs, hidden, *biases], True, 1, 0.0, self.training, False, True)
 
     def _penalty(self, x: Tensor, dropped: Tensor) -> Tensor:
         if not (self.training and (self.activation or self.slowness)):
