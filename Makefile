@@ -11,7 +11,7 @@ train: $(VENV)/train.installed
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m dist_lookahead train configs/digits/slowmo.yaml
 
 test: $(VENV)/dev.installed lint
-	$(BIN)/pytest -q -n 3 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check

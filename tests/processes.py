@@ -17,7 +17,16 @@ import torch.distributed as dist
 # A server that has imported the heavy modules once forks the workers: as safe as spawning them, without the seconds
 # that each would take to import torch.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "sklearn.datasets", "dist_lookahead"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "torch",
+        "torch.distributed.fsdp",
+        "torch.distributed.checkpoint",
+        "torch._dynamo",
+        "sklearn.datasets",
+        "dist_lookahead",
+    ]
+)
 
 
 def run_processes(
