@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 STEPS = 2 * TAU + 1
-CONFIGS = Path(__file__).parents[1] / "configs"
+TOO_OLD = "this NCCL does not let processes share a GPU"
 
 
 def on_gpu(agents: list[Agent]) -> list[Agent]:
@@ -46,9 +46,11 @@ def test_every_recipe_ends_where_it_does_on_a_cpu(row: Row) -> None:
     there = on_gpu(make_agents(2, row.levels, dtype=torch.float64))
     for agents in (here, there):
         train(agents, range(STEPS))
+    at_random = any(getattr(getattr(level.mix, "codec", None), "rounding", "") == "stochastic" for level in row.levels)
+    tolerance = 2e-3 if at_random else 1e-7  # a GPU's generator draws other numbers
     for one, other in zip(here, there, strict=True):
         assert next(other.model.parameters()).is_cuda
-        assert same(dict(one.model.state_dict()), to_cpu(dict(other.model.state_dict())), tolerance=1e-7)
+        assert same(dict(one.model.state_dict()), to_cpu(dict(other.model.state_dict())), tolerance=tolerance)
 
 
 def test_single_precision_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +59,8 @@ def test_single_precision_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     launches = []
     kernel = slow_kernel.slow_step
     monkeypatch.setattr(
-        "dist_lookahead.move.kernel_for", lambda fast: lambda *a, **k: (launches.append(1), kernel(*a, **k))
+        "dist_lookahead.move.kernel_for",
+        lambda fast: (lambda *a, **k: (launches.append(1), kernel(*a, **k))) if fast.is_cuda else None,
     )
     agents = on_gpu(make_agents(2, slowmo(TAU, beta=0.6)))
     here = make_agents(2, slowmo(TAU, beta=0.6))
@@ -189,7 +192,7 @@ def test_nccl_with_two_processes_that_share_a_gpu() -> None:
         states = run_processes(trained_agents, 2, stacks, STEPS, backend="nccl", timeout=110)
     except RuntimeError as error:
         if "Duplicate GPU" in str(error):
-            pytest.skip("this NCCL does not let processes share a GPU")
+            pytest.skip(TOO_OLD)
         raise
     for name, row in ALL.items():
         simulated = on_gpu(make_agents(2, row.levels, dtype=torch.float64))
@@ -220,13 +223,19 @@ def test_a_run_is_resumed_to_the_bit(tmp_path: Path, precision: str, monkeypatch
 
 @pytest.mark.parametrize("sections", [{}, {"sync": {"offload": "cpu"}}, {"performance": {"compile": True}}], ids=str)
 def test_the_command_trains(tmp_path: Path, sections: dict[str, Any]) -> None:
-    output = train_in_processes(small(tmp_path, **sections), 1)
-    assert "cuda" in output
+    output = train_in_processes(small(tmp_path, logging={"progress": "plain"}, **sections), 1)
+    assert "1 agent on cuda" in output
 
 
 def test_the_command_trains_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
-    output = train_in_processes(small(tmp_path, levels={"recipe": "local_sgd", "tau": 4}), 2)
+    config = small(tmp_path, logging={"progress": "plain"}, levels={"recipe": "local_sgd", "tau": 4})
+    try:
+        output = train_in_processes(config, 2)
+    except AssertionError as error:
+        if "Duplicate GPU" in str(error):
+            pytest.skip(TOO_OLD)
+        raise
     assert "2 agents on cuda" in output
 
 

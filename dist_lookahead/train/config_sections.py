@@ -181,7 +181,9 @@ class Sync(Section):
     check_every: int = Field(default=0, ge=0)
     """Syncs between comparisons of the agents' weights; 0 compares after the first sync only."""
     offload: Literal["cpu"] | None = None
-    """cpu keeps slow weights and slow momentum in host memory, for models that leave no room on the GPU."""
+    """cpu keeps slow weights and slow momentum in host memory, for models that leave no room on the GPU.
+
+    `logging.dynamics: false` leaves out three copies more, of what the run reports about its syncs."""
 
 
 class FaultHandling(Section):

@@ -116,7 +116,8 @@ class Dynamics:
             for bound, weight in zip(self._bound, weights, strict=True):
                 if weight:
                     start = bound.owned(bucket).start
-                    y.add_(bound.momentum[index][part.start - start : part.stop - start], alpha=weight)
+                    momentum = bound.momentum[index][part.start - start : part.stop - start]
+                    y.add_(momentum.to(y.device), alpha=weight)  # offloaded, it is on the host
             total += _squared_distance([mean], [y])
         return total
 
@@ -125,9 +126,13 @@ class Dynamics:
         return {"start": self._start, "last_step": self._last_step, "step": self._step, "drift": self._drift}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state."""
-        self._start, self._last_step, self._step = list(state["start"]), list(state["last_step"]), state["step"]
+        """Continue from a saved state, on whatever device it was saved."""
+        self._start, self._last_step = self._brought(state["start"]), self._brought(state["last_step"])
+        self._step = state["step"]
         self._drift = state.get("drift", 0.0)  # of an average that is under way; states from before had none
+
+    def _brought(self, flats: Sequence[Tensor]) -> list[Tensor]:
+        return [flat.to(bucket.weights.device) for flat, bucket in zip(flats, self._outer.buckets, strict=False)]
 
 
 def _owned(bound: BoundLevel, bucket: Bucket) -> slice:
