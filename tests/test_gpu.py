@@ -1,18 +1,19 @@
 """Training on a GPU: the same as on a CPU, over NCCL, in CUDA graphs, compiled, and with slow state on the host."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from digits_training import Agent, batch, make_agent, make_agents, make_model, mesh_for, same, train
-from launching import run, train_in_processes
+from launching import train_in_processes
 from processes import run_processes
 from test_contracts import ALL, TAU, Row
+from test_training_resume import compare
 from torch import nn
-from training import final_states, small_config
+from training import small_config
 
 from dist_lookahead import DistributedLookahead, Level, Mesh, diloco, local_sgd, simulate, slowmo
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
@@ -205,20 +206,20 @@ def small(folder: Path, **sections: Any) -> Config:
     return small_config(folder, **{"run": {"device": "cuda", "deterministic": True}, **sections})
 
 
+@pytest.fixture
+def reproducible(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.usefixtures("reproducible")
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_a_run_is_resumed_to_the_bit(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    options = {"precision": precision, "data": {"pin_memory": True}}
-    whole, parted = small(tmp_path / "whole", **options), small(tmp_path / "parted", **options)
-    train_in_processes(whole, 1)
-    shorter = small(tmp_path / "parted", run={"device": "cuda", "deterministic": True, "steps": 7}, **options)
-    train_in_processes(shorter, 1)
-    parted_file = tmp_path / "again.yaml"
-    parted_file.write_text(parted.to_yaml(), encoding="utf-8")
-    done = run(["train", str(parted_file), "--resume"])
-    assert done.returncode == 0, done.stdout
-    one, other = (final_states(folder / "small")[0] for folder in (tmp_path / "whole", tmp_path / "parted"))
-    assert same(dict(one["model"]), dict(other["model"]))
+    run = {"device": "cuda", "deterministic": True}
+    compare(tmp_path, 7, monkeypatch, run=run, precision=precision, data={"pin_memory": True})
 
 
 @pytest.mark.parametrize("sections", [{}, {"sync": {"offload": "cpu"}}, {"performance": {"compile": True}}], ids=str)

@@ -42,7 +42,7 @@ def folder_of(config: Config) -> Path:
 def train(config: Config, *, resume: bool = False) -> Outcome:
     """Train in this process."""
     torch.set_num_threads(1)
-    with join_world(agents=config.agents, device="cpu", timeout=60, mesh=config.mesh) as world:
+    with join_world(agents=config.agents, device=config.run.device, timeout=60, mesh=config.mesh) as world:
         directory = RunDirectory(folder_of(config))
         return Trainer(config, config.build_task(), world, directory, resume=resume).run()
 
