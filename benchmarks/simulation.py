@@ -26,7 +26,7 @@ from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.tasks.models import build_model
 
 TAU, BATCH = 12, 32
-SIZE, CLASSES = 8, 10  # those of scikit-learn's digits
+SIZE, CLASSES = 8, 10  # those of the embedded digits
 ABOUT = (
     f"Milliseconds of a round, {TAU} fast steps of all agents on batches of {BATCH} images of {SIZE} x {SIZE}, medians "
     "of interleaved rounds. apart: plain torch, a round of one training after the other; in turn: plain torch, a step "

@@ -1,12 +1,19 @@
 """Starting the command line in processes of its own, as a person would, with hard time limits."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import torch
+from processes import CONTEXT
 
 from dist_lookahead.train.config import Config
 
@@ -18,20 +25,20 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
-def command(processes: int) -> list[str]:
-    """The program alone, or under torchrun."""
-    module = ["-m", "dist_lookahead"]
-    if processes == 1:
-        return [sys.executable, *module]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
+def torchrun(processes: int) -> list[str]:
+    """The program under torchrun."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*start, "-m", "dist_lookahead"]
 
 
 def run(
     arguments: Sequence[str], *, processes: int = 1, folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; the output holds stdout and stderr together."""
+    if processes == 1:
+        return run_module("dist_lookahead", arguments, folder=folder)
     return subprocess.run(
-        [*command(processes), *arguments],
+        [*torchrun(processes), *arguments],
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -40,6 +47,46 @@ def run(
         timeout=LIMIT,
         check=False,
     )
+
+
+def run_module(
+    module: str, arguments: Sequence[str], *, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run as `python -m` does, in a process that need not import torch once more."""
+    with _started(module, arguments, folder) as (process, output):
+        process.join(LIMIT)
+        if process.is_alive():
+            raise subprocess.TimeoutExpired(module, LIMIT, output.read_text())
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess([module, *arguments], process.exitcode, output.read_text())
+
+
+@contextmanager
+def _started(module: str, arguments: Sequence[str], folder: Path | None) -> Iterator[tuple[BaseProcess, Path]]:
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place) / "output"
+        process = CONTEXT.Process(target=_as_main, args=(module, arguments, folder, output, environment()))
+        process.start()
+        try:
+            yield process, output
+        finally:
+            process.kill()
+            process.join()
+
+
+def _as_main(
+    module: str, arguments: Sequence[str], folder: Path | None, output: Path, environment: dict[str, str]
+) -> None:
+    file = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    os.environ.clear()
+    os.environ.update(environment)
+    if folder is not None:
+        os.chdir(folder)
+    torch.set_num_threads(1)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def train_in_processes(config: Config, processes: int) -> str:
@@ -57,8 +104,22 @@ def interrupt(
     arguments: Sequence[str], *, when: Callable[[], bool], signum: signal.Signals, processes: int = 1
 ) -> tuple[int, str]:
     """Start, send a signal to the started process when the condition holds, and wait for the end."""
+    if processes > 1:
+        return _interrupt_torchrun(arguments, when, signum, processes)
+    with _started("dist_lookahead", arguments, None) as (process, output):
+        _wait_for(when, lambda: process.exitcode is not None, output.read_text)
+        assert process.pid is not None
+        os.kill(process.pid, signum)
+        process.join(LIMIT)
+        assert process.exitcode is not None, output.read_text()
+        return process.exitcode, output.read_text()
+
+
+def _interrupt_torchrun(
+    arguments: Sequence[str], when: Callable[[], bool], signum: signal.Signals, processes: int
+) -> tuple[int, str]:
     with subprocess.Popen(
-        [*command(processes), *arguments],
+        [*torchrun(processes), *arguments],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -66,7 +127,7 @@ def interrupt(
         start_new_session=True,
     ) as process:
         try:
-            _wait_for(when, process)
+            _wait_for(when, lambda: process.poll() is not None, lambda: process.communicate()[0])
             process.send_signal(signum)
             output, _ = process.communicate(timeout=LIMIT)
         finally:
@@ -101,9 +162,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def _wait_for(condition: Callable[[], bool], ended: Callable[[], bool], output: Callable[[], str]) -> None:
     deadline = time.monotonic() + LIMIT
     while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise AssertionError(f"the process ended or hung before its signal: {process.communicate()[0]}")
+        if ended() or time.monotonic() > deadline:
+            raise AssertionError(f"the process ended or hung before its signal: {output()}")
         time.sleep(0.02)

@@ -16,15 +16,15 @@ import torch.distributed as dist
 
 # A server that has imported the heavy modules once forks the workers: as safe as spawning them, without the seconds
 # that each would take to import torch.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     [
         "torch",
         "torch.distributed.fsdp",
         "torch.distributed.checkpoint",
         "torch._dynamo",
         "sklearn.datasets",
-        "dist_lookahead",
+        "dist_lookahead.train.command",
     ]
 )
 
@@ -56,7 +56,7 @@ def run_processes(
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         workers = [
-            _CONTEXT.Process(target=_enter, args=(work, arguments, r, n, place, silence, backend)) for r in range(n)
+            CONTEXT.Process(target=_enter, args=(work, arguments, r, n, place, silence, backend)) for r in range(n)
         ]
         try:
             for worker in workers:

@@ -2,14 +2,13 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launching import run_module
 from processes import run_processes
 from torch import nn
 
@@ -47,10 +46,9 @@ ROWS = {
 def test_a_benchmark_prints_and_writes_one_row_per_case(name: str, tmp_path: Path) -> None:
     """Breaks when the core's interface moves on without the benchmarks, or a case is dropped silently."""
     file, drawn = tmp_path / "table.json", tmp_path / "table.png"
-    command = [sys.executable, "-m", f"benchmarks.{name}", *TINY[name], "--rounds", "2"]
-    command += ["--json", str(file), "--png", str(drawn)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
+    options = ["--rounds", "2", "--json", str(file), "--png", str(drawn)]
+    done = run_module(f"benchmarks.{name}", [*TINY[name], *options], folder=ROOT)
+    assert done.returncode == 0, done.stdout
     content = json.loads(file.read_text())
     assert len(content["rows"]) == ROWS[name]
     assert all(len(row) == len(content["columns"]) for row in content["rows"])

@@ -149,7 +149,7 @@ def test_all_agents_end_with_the_same_players_and_play_games_of_their_own(tmp_pa
 def test_two_processes_compute_what_two_simulated_agents_compute(tmp_path: Path, kept: str) -> None:
     levels = {"recipe": "slowmo", "tau": 4, "beta": 0.2}
     train_in_processes(gan_config(tmp_path / "real", kept, agents=1, levels=levels), processes=2)
-    train_in_processes(gan_config(tmp_path / "simulated", kept, agents=2, levels=levels), processes=1)
+    train(gan_config(tmp_path / "simulated", kept, agents=2, levels=levels))
     folders = [tmp_path / name / "small" for name in ("real", "simulated")]
     for a, b in zip(*(final_states(folder, 2) for folder in folders), strict=True):
         assert list(differences(a, b)) == []

@@ -262,8 +262,8 @@ def test_an_empty_image_folder_is_refused(tmp_path: Path):
     ("name", "options", "message"),
     [
         ("cifar", {}, "data='cifar' is unknown; did you mean 'cifar10'.* Allowed: digits, mnist, "),
-        ("digits", {"path": "."}, "ships inside scikit-learn: remove path"),
-        ("digits", {"download": True}, "ships inside scikit-learn: remove path and download"),
+        ("digits", {"path": "."}, "ships inside this package: remove path"),
+        ("digits", {"download": True}, "ships inside this package: remove path and download"),
         ("mnist", {}, "data='mnist' needs path: the folder that holds .* MNIST/raw/train-images-idx3-ubyte"),
         ("mnist", {"download": True}, "data='mnist' needs path"),
         ("imagefolder", {"path": ".", "download": True}, "cannot be downloaded: remove download"),

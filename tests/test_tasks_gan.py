@@ -268,7 +268,7 @@ def test_pixels_lie_where_the_generator_can_reach_them(kept: str) -> None:
         ({"latent": 0}, "latent=0 must be at least 1"),
         ({"d_steps": 0}, "d_steps=0 must be at least 1"),
         ({"step": "extragradient", "d_steps": 2}, "d_steps=2 has no effect on step='extragradient'"),
-        ({"path": "here"}, "data='digits' ships inside scikit-learn: remove path"),
+        ({"path": "here"}, "data='digits' ships inside this package: remove path"),
     ],
 )
 def test_settings_out_of_range_or_without_effect_are_refused(options: dict, message: str) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
@@ -11,6 +12,7 @@ from dist_lookahead.tasks.choice import unknown_name
 from dist_lookahead.tasks.images import ImageFiles, ImagesInMemory, LabelledImages
 
 TorchvisionSet = type[datasets.MNIST] | type[datasets.CIFAR10]
+DIGITS = Path(__file__).with_name("digits.npz")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +126,7 @@ def open_data(name: str, *, path: str | None, download: bool, size: int) -> Open
 
     Args:
         name: a key of `DATA_SETS`.
-        path: the folder that holds the files (torchvision's `root`); None for data shipped inside a package.
+        path: the folder that holds the files (torchvision's `root`); None for data shipped inside this package.
         download: fetch missing files. One process at a time: the files are written in place.
         size: height and width to which the images of a folder are brought; ignored by sets with a size of
             their own.
@@ -135,7 +137,7 @@ def open_data(name: str, *, path: str | None, download: bool, size: int) -> Open
     facts = image_facts(name)
     if not facts.files:
         if path is not None or download:
-            raise ValueError(f"data={name!r} ships inside scikit-learn: remove path and download")
+            raise ValueError(f"data={name!r} ships inside this package: remove path and download")
         return _open_digits()
     if path is None:
         raise ValueError(f"data={name!r} needs path: the folder that holds (or will hold) {facts.files[0]}")
@@ -162,17 +164,16 @@ def _require_files(name: str, facts: ImageFacts, root: Path) -> None:
 
 
 def _open_digits() -> OpenData:
-    """Split scikit-learn's 1797 digits into 1437 for training and 360 for the test.
+    """Split the 1797 digits of the UCI Machine Learning Repository into 1437 for training and 360 for the test.
 
+    They are the test set of Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998,
+    doi 10.24432/C50P49, CC BY 4.0), in the order in which scikit-learn has them.
     Sorted by class, and within a class in the order of the file, every fifth image is a test image: the
     classes keep their shares to within one image, and no version of a random generator can change the split.
     """
-    # Imported here because it takes a second, which only those who use this data set should wait.
-    from sklearn.datasets import load_digits
-
-    pixels, classes = load_digits(return_X_y=True)
-    images = torch.from_numpy(pixels).to(torch.uint8).reshape(-1, 1, 8, 8)
-    labels = torch.from_numpy(classes).to(torch.int64)
+    with np.load(DIGITS) as arrays:
+        images = torch.from_numpy(arrays["images"]).unsqueeze(1)
+        labels = torch.from_numpy(arrays["labels"]).to(torch.int64)
     order = labels.argsort(stable=True)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[order[::5]] = True

@@ -18,7 +18,7 @@ class VisionTask:
     A batch is (images, labels): float32 of shape (batch, channels, size, size), normalised to mean 0 and
     standard deviation 1 per channel over the training data, and int64 of shape (batch,).
 
-    Data sets: digits (8x8, inside scikit-learn), mnist, fashion_mnist, cifar10, cifar100 (through
+    Data sets: digits (8x8, inside this package), mnist, fashion_mnist, cifar10, cifar100 (through
     torchvision, held in memory), and imagefolder (ImageNet's layout, `path/train/CLASS/*.jpg` and
     `path/val/CLASS/*.jpg`, decoded when asked for).
 

@@ -17,7 +17,7 @@ class Images(Section):
     """What is imitated."""
 
     name: Annotated[str, one_of(GAN_DATA)] = "digits"
-    """Data set: digits (8 x 8, in scikit-learn), mnist, fashion_mnist, cifar10 or cifar100."""
+    """Data set: digits (8 x 8, in this package), mnist, fashion_mnist, cifar10 or cifar100."""
     path: str | None = None
     """Folder that holds the files, in torchvision's layout; digits have none."""
     download: bool = False
