@@ -7,12 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from processes import CONTEXT
 
 from dist_lookahead.train.config import Config
@@ -34,12 +35,18 @@ def torchrun(processes: int) -> list[str]:
 def run(
     arguments: Sequence[str], *, processes: int = 1, folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end; the output holds stdout and stderr together."""
+    """Run to the end, several processes as under torchrun; the output holds stdout and stderr of all together."""
     if processes == 1:
         return run_module("dist_lookahead", arguments, folder=folder)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun keeps it likewise
+    places = [_torchrun_environment(rank, processes, store.port) for rank in range(processes)]
+    return run_module("dist_lookahead", arguments, folder=folder, places=places)
+
+
+def run_torchrun(arguments: Sequence[str], *, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run to the end under torchrun itself; the output holds stdout and stderr together."""
     return subprocess.run(
         [*torchrun(processes), *arguments],
-        cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -50,34 +57,67 @@ def run(
 
 
 def run_module(
-    module: str, arguments: Sequence[str], *, folder: Path | None = None
+    module: str,
+    arguments: Sequence[str],
+    *,
+    folder: Path | None = None,
+    places: Sequence[Mapping[str, str]] = ({},),
 ) -> subprocess.CompletedProcess[str]:
-    """Run as `python -m` does, in a process that need not import torch once more."""
-    with _started(module, arguments, folder) as (process, output):
-        process.join(LIMIT)
-        if process.is_alive():
+    """Run as `python -m` does, in processes that need not import torch once more.
+
+    Args:
+        module: to run.
+        arguments: of each process.
+        folder: where each starts.
+        places: of each process, what its environment has beside that of the others.
+    """
+    with _started(module, arguments, folder, places) as (processes, output):
+        deadline = time.monotonic() + LIMIT
+        for process in processes:
+            process.join(max(deadline - time.monotonic(), 0))
+        codes = [process.exitcode for process in processes]
+        if None in codes:
             raise subprocess.TimeoutExpired(module, LIMIT, output.read_text())
-        assert process.exitcode is not None
-        return subprocess.CompletedProcess([module, *arguments], process.exitcode, output.read_text())
+        return subprocess.CompletedProcess([module, *arguments], next(filter(None, codes), 0), output.read_text())
+
+
+def _torchrun_environment(rank: int, size: int, port: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
 
 
 @contextmanager
-def _started(module: str, arguments: Sequence[str], folder: Path | None) -> Iterator[tuple[BaseProcess, Path]]:
-    with tempfile.TemporaryDirectory() as place:
-        output = Path(place) / "output"
-        process = CONTEXT.Process(target=_as_main, args=(module, arguments, folder, output, environment()))
-        process.start()
+def _started(
+    module: str, arguments: Sequence[str], folder: Path | None, places: Sequence[Mapping[str, str]] = ({},)
+) -> Iterator[tuple[list[BaseProcess], Path]]:
+    with tempfile.TemporaryDirectory() as temporary:
+        output = Path(temporary) / "output"
+        output.touch()
+        started: list[BaseProcess] = []
         try:
-            yield process, output
+            for place in places:
+                given = {**environment(), **place}
+                started.append(CONTEXT.Process(target=_as_main, args=(module, arguments, folder, output, given)))
+                started[-1].start()
+            yield started, output
         finally:
-            process.kill()
-            process.join()
+            for process in started:
+                process.kill()
+                process.join()
 
 
 def _as_main(
-    module: str, arguments: Sequence[str], folder: Path | None, output: Path, environment: dict[str, str]
+    module: str, arguments: Sequence[str], folder: Path | None, output: Path, environment: Mapping[str, str]
 ) -> None:
-    file = os.open(output, os.O_WRONLY | os.O_CREAT)
+    file = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, sys.stdout.fileno())
     os.dup2(file, sys.stderr.fileno())
     os.environ.clear()
@@ -90,7 +130,7 @@ def _as_main(
 
 
 def train_in_processes(config: Config, processes: int) -> str:
-    """Train under torchrun to the end, which must be a good one; the output holds stdout and stderr together."""
+    """Train as under torchrun to the end, which must be a good one; the output holds stdout and stderr together."""
     folder = Path(config.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{config.run.name}.yaml"
@@ -106,7 +146,7 @@ def interrupt(
     """Start, send a signal to the started process when the condition holds, and wait for the end."""
     if processes > 1:
         return _interrupt_torchrun(arguments, when, signum, processes)
-    with _started("dist_lookahead", arguments, None) as (process, output):
+    with _started("dist_lookahead", arguments, None) as ([process], output):
         _wait_for(when, lambda: process.exitcode is not None, output.read_text)
         assert process.pid is not None
         os.kill(process.pid, signum)

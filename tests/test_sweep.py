@@ -146,7 +146,13 @@ def test_every_point_is_the_run_that_train_makes_and_the_table_says_mean_and_spr
 @LIMIT
 def test_an_interrupted_sweep_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     """Also a run that was stopped in its middle ends with the bits of one that was not."""
-    sections = {"agents": 2, "run": {"steps": 1500}, "checkpoint": {"every": 50}, "logging": {"progress": "plain"}}
+    sections = {
+        "agents": 2,
+        "run": {"steps": 800},
+        "checkpoint": {"every": 50},
+        "evaluation": {"every": 200},
+        "logging": {"progress": "plain"},
+    }
     long = small_config(tmp_path, **sections).resolved()
     points = [{"name": "short", "run.steps": 12}, {"name": "long"}]
     file = written(tmp_path, base=long, points=points)
@@ -167,7 +173,7 @@ def test_an_interrupted_sweep_goes_on_and_repeats_nothing(tmp_path: Path) -> Non
     assert "2 points, 1 finished before" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in folder_of(short).rglob("*")} == before
     assert "going on after step" in (tmp_path / "sweep" / "points" / f"{middle.config.run.name}.log").read_text()
-    whole = small_config(tmp_path / "whole", **{**sections, "run": {"steps": 1500, "dir": str(tmp_path / "whole")}})
+    whole = small_config(tmp_path / "whole", **{**sections, "run": {"steps": 800, "dir": str(tmp_path / "whole")}})
     train(whole)
     for a, b in zip(final_states(folder_of_run(whole), 2), final_states(folder_of(middle), 2), strict=True):
         assert list(differences(a, b)) == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dist_lookahead.train.checkpoint import CheckpointStore
-from tests.launching import interrupt, run, start_agent, wait_until
+from tests.launching import interrupt, run, run_torchrun, start_agent, wait_until
 from tests.training import differences, final_states, records, small_config, train
 
 pytestmark = pytest.mark.timeout(240)
@@ -32,7 +32,7 @@ def has_checkpoint(tmp_path: Path, name: str, agents: int) -> bool:
 
 def test_two_processes_compute_what_two_simulated_agents_compute(tmp_path: Path) -> None:
     real = write(tmp_path, "real")
-    done = run(["train", str(real)], processes=2)
+    done = run_torchrun(["train", str(real)], processes=2)
     assert done.returncode == 0, done.stdout
     train(small_config(tmp_path / "simulated", agents=2))
     for a, b in zip(
@@ -111,7 +111,12 @@ def test_a_lost_agent_is_named_with_the_checkpoint_to_go_on_from(tmp_path: Path)
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
-    long: dict[str, Any] = {"run": {"steps": 400}, "checkpoint": {"every": 51}, "data": {"workers": 1}}
+    long: dict[str, Any] = {
+        "run": {"steps": 200},
+        "checkpoint": {"every": 51},
+        "data": {"workers": 1},
+        "evaluation": {"every": 100},
+    }
     whole, killed = write(tmp_path, "whole", **long), write(tmp_path, "killed", **long)
     status, _ = interrupt(
         ["train", str(killed)], when=lambda: has_checkpoint(tmp_path, "killed", 1), signum=signal.SIGKILL
