@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -110,13 +110,22 @@ def _started(
             yield started, output
         finally:
             for process in started:
-                process.kill()
-                process.join()
+                _end(process)
+
+
+def _end(process: BaseProcess) -> None:
+    """Kill it with all that it has started."""
+    if process.pid is not None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join()
 
 
 def _as_main(
     module: str, arguments: Sequence[str], folder: Path | None, output: Path, environment: Mapping[str, str]
 ) -> None:
+    os.setsid()
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, sys.stdout.fileno())
     os.dup2(file, sys.stderr.fileno())
