@@ -74,6 +74,24 @@ class Mesh:
                 ranks = tuple(r - r // stride % size * stride + i * stride for r in ranks for i in range(size))
         return ranks
 
+    def groups(self, axis: str | Collection[str]) -> list[tuple[int, ...]]:
+        """Return the groups along an axis, or along several; each agent is in one of them.
+
+        Raises:
+            ValueError: for an axis that does not exist.
+
+        Example:
+            >>> Mesh((2, 2), ("node", "local")).groups("node")
+            [(0, 2), (1, 3)]
+        """
+        groups: list[tuple[int, ...]] = []
+        seen: set[int] = set()
+        for rank in range(self.size):
+            if rank not in seen:
+                groups.append(self.group(axis, rank))
+                seen.update(groups[-1])
+        return groups
+
 
 def as_mesh(agents: int | Mesh) -> Mesh:
     """Return the mesh itself, or that of n agents with the single axis "world".

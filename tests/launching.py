@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from processes import CONTEXT
+from processes import CONTEXT, wait
 
 from dist_lookahead.train.config import Config
 
@@ -72,12 +72,9 @@ def run_module(
         places: of each process, what its environment has beside that of the others.
     """
     with _started(module, arguments, folder, places) as (processes, output):
-        deadline = time.monotonic() + LIMIT
-        for process in processes:
-            process.join(max(deadline - time.monotonic(), 0))
-        codes = [process.exitcode for process in processes]
-        if None in codes:
+        if wait(processes, LIMIT):
             raise subprocess.TimeoutExpired(module, LIMIT, output.read_text())
+        codes = [process.exitcode for process in processes]
         return subprocess.CompletedProcess([module, *arguments], next(filter(None, codes), 0), output.read_text())
 
 

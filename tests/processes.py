@@ -61,7 +61,7 @@ def run_processes(
         try:
             for worker in workers:
                 worker.start()
-            late = _wait(workers, timeout)
+            late = wait(workers, timeout)
             faults = [_fault(place, rank, worker) for rank, worker in enumerate(workers) if rank not in may_die]
         finally:
             _end(workers)
@@ -105,7 +105,7 @@ def _enter(
             dist.destroy_process_group()
 
 
-def _wait(workers: Sequence[BaseProcess], timeout: float) -> list[int]:
+def wait(workers: Sequence[BaseProcess], timeout: float) -> list[int]:
     """Wait for all, and return who is late."""
     deadline = time.monotonic() + timeout
     for worker in workers:

@@ -141,7 +141,7 @@ def test_processes_give_the_bits_of_simulated_agents() -> None:
         assert torch.equal(one, other.weights())
 
 
-@pytest.mark.parametrize("agents", [16, 64])
+@pytest.mark.parametrize("agents", [16, 256])
 def test_an_agents_bytes_do_not_grow_with_the_number_of_agents(agents: int) -> None:
     """Masses are found, not sent: a letter has the weights and nothing else."""
     ends = simulate(agents)

@@ -42,7 +42,7 @@ def test_two_processes_compute_what_two_simulated_agents_compute(tmp_path: Path)
     assert records(folder(tmp_path, "real")) == records(folder(tmp_path, "simulated"))
 
 
-@pytest.mark.parametrize(("processes", "signum"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(("processes", "signum"), [(1, signal.SIGINT), (2, signal.SIGTERM), (2, signal.SIGINT)])
 def test_a_signal_stops_and_saves_at_a_sync_and_the_run_goes_on(
     processes: int, signum: signal.Signals, tmp_path: Path
 ) -> None:

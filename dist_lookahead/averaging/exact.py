@@ -4,13 +4,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from dist_lookahead.averaging.codec import Codec
 from dist_lookahead.averaging.compressed import Compressed
 from dist_lookahead.averaging.mixer import Mixer, Own
 from dist_lookahead.averaging.reduction import AllReduced, Sharded, Split
+from dist_lookahead.averaging.within_groups import within_groups
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.mesh import Mesh
 
@@ -83,9 +83,7 @@ class Exact:
             >>> Exact("local").weights(Mesh((2, 2), ("node", "local")))[0]
             tensor([0.5000, 0.5000, 0.0000, 0.0000], dtype=torch.float64)
         """
-        groups = torch.tensor([mesh.group(self.axis, rank) for rank in range(mesh.size)])
-        weights = torch.zeros(mesh.size, mesh.size, dtype=torch.float64)
-        return weights.scatter_(1, groups, 1 / groups.shape[1])
+        return within_groups(mesh, self.axis, 1 / len(mesh.group(self.axis, 0)))
 
     def alike(self, mesh: Mesh, below: Sequence[str]) -> tuple[str, ...]:
         """Return the axes along which agents hold the same weights afterwards, given those from before."""

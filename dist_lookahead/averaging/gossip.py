@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dist_lookahead.averaging.mixer import Memory, Mixer, Own
+from dist_lookahead.averaging.within_groups import within_groups
 from dist_lookahead.comm.communicator import Communicator, Letter, Pending
 from dist_lookahead.comm.topology import RING, Graph, Topology, require_sums
 from dist_lookahead.mesh import Mesh
@@ -65,13 +66,7 @@ class OnGraph:
             >>> Gossip("local").weights(Mesh((2, 2), ("node", "local")))[0]
             tensor([0.5000, 0.5000, 0.0000, 0.0000], dtype=torch.float64)
         """
-        groups = {mesh.group(self.axis, rank) for rank in range(mesh.size)}
-        own = self._own_weights(len(mesh.group(self.axis, 0)), turn)
-        weights = torch.zeros(mesh.size, mesh.size, dtype=torch.float64)
-        for group in groups:
-            ranks = torch.tensor(group)
-            weights[ranks[:, None], ranks] = own
-        return weights
+        return within_groups(mesh, self.axis, self._own_weights(len(mesh.group(self.axis, 0)), turn))
 
     def alike(self, mesh: Mesh, below: Sequence[str]) -> tuple[str, ...]:
         """Return the axes along which agents hold the same weights afterwards, given those from before."""
