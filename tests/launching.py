@@ -1,5 +1,6 @@
 """Starting the command line in processes of its own, as a person would, with hard time limits."""
 
+import multiprocessing
 import os
 import runpy
 import signal
@@ -131,6 +132,7 @@ def _as_main(
     if folder is not None:
         os.chdir(folder)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # a program's own, where this process was told of the server
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
