@@ -59,6 +59,11 @@ def versions() -> str:
     return f"dist-lookahead {own}, torch {torch.__version__}"
 
 
+def described(levels: Sequence[object]) -> list[str]:
+    """Return a line for each level, which all agents must have alike."""
+    return [f"levels[{index}] = {level}" for index, level in enumerate(levels)]
+
+
 @contextmanager
 def refused_together(communicator: Communicator) -> Iterator[None]:
     """Around what ends with `require_same`: an error before it reaches the other agents in place of this one's lines.

@@ -22,6 +22,7 @@ def bind_levels(
     *,
     offload: bool = False,
     guard: Guard | None = None,
+    recoverable: bool = False,
 ) -> Iterator[BoundLevel]:
     """Bind each level: it fires on the result of the one below, which leaves some agents alike and others not.
 
@@ -32,6 +33,7 @@ def bind_levels(
         cells: the levels that act on the same parameters, innermost first; by default those that there can be.
         offload: whether slow state is kept in host memory.
         guard: of the means of agents that do not hold the same weights before.
+        recoverable: whether averages leave the fast weights as they are until they have landed.
 
     Raises:
         ValueError: for a level that splits its slow weights over agents that do not hold the same, and for others that
@@ -69,4 +71,7 @@ def bind_levels(
         agreeing = group and set(group.members) <= set(mesh.group(alike, communicator.rank))
         due = 0 if pace.adaptive else level.when.after(0)
         mass = mass_of(level.mix, mesh, communicator.rank)
-        yield BoundLevel(index, level, mixer, hearing, group if agreeing else None, pace, due, mass, offload, watch)
+        kept = recoverable and mixer.communicates
+        yield BoundLevel(
+            index, level, mixer, hearing, group if agreeing else None, pace, due, mass, offload, watch, kept
+        )

@@ -34,6 +34,7 @@ class BoundLevel:
         mass: of push-sum, where it is not always 1.
         offload: whether the slow state is kept in host memory.
         watch: of a guard, where agents may be left out of the mean.
+        recoverable: whether its averages leave the fast weights as they are until they have landed.
         buckets: the weights of the level.
         slow: z per bucket, the part that this agent owns; empty without slow weights.
         momentum: v per bucket, likewise.
@@ -58,6 +59,7 @@ class BoundLevel:
     mass: Mass | None = None
     offload: bool = False
     watch: Watch | None = None
+    recoverable: bool = False
     buckets: list[Bucket] = field(default_factory=list)
     slow: list[Tensor] = field(default_factory=list)
     momentum: list[Tensor] = field(default_factory=list)
@@ -120,7 +122,7 @@ class BoundLevel:
         """
         if not self.watch:
             return self.pace.says(length)
-        apart = self.snapshot if self.keeps_snapshot else [bucket.fast for bucket in self.buckets]
+        apart = self.snapshot or [bucket.fast for bucket in self.buckets]
         weights = [x[: bucket.weights_end] for x, bucket in zip(apart, self.buckets, strict=True)]
         self.watch.look(weights, self.slow)
         return {**self.pace.says(length, sound=self.watch.sound), **self.watch.says()}
@@ -146,7 +148,7 @@ class BoundLevel:
             self.slow.append(self._copy(own))
         if self.level.move.keeps_momentum:
             self.momentum.append(self._copy(own).zero_())
-        if self.keeps_snapshot:
+        if self.keeps_snapshot or self.recoverable:
             self.snapshot.append(bucket.fast.clone())
         if self.mixer.compares:
             stretches = self.mixer.residuals(bucket.fast.numel())
@@ -172,6 +174,17 @@ class BoundLevel:
                 slow.add_(ways[place][own])
             elif place is not None:
                 slow.copy_(bucket.fast[own])
+
+    def lead(
+        self, below: Sequence["BoundLevel"], ways: Sequence[Tensor] | None = None, *, reset_momentum: bool = False
+    ) -> None:
+        """Make the levels below follow this one, which has moved: their slow weights are its own, or move as it has."""
+        for lower in below:
+            lower.follow(self.buckets, ways)
+            if lower.mass and lower.shares(self):
+                lower.mass.reset()
+            if reset_momentum:
+                lower.reset_momentum(self.buckets)
 
     def reset_momentum(self, buckets: Sequence[Bucket]) -> None:
         """Forget the slow momentum of some buckets, where they belong to the level."""

@@ -101,6 +101,14 @@ class Bucket:
         if strays:
             torch._foreach_copy_([slot.weight.tensor for slot in strays], self._places_of(strays))
 
+    @torch.no_grad()
+    def release(self) -> None:
+        """Give the parameters that are views of the bucket memory of their own, so that another can take them in."""
+        strays = set(self._strays())
+        for slot in self.slots:
+            if slot not in strays:
+                slot.weight.parameter.data = slot.weight.parameter.data.clone()
+
     def fits(self) -> bool:
         """Whether every parameter still has the bucket's device and dtype."""
         return all(

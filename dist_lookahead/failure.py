@@ -12,9 +12,7 @@ class SyncError(RuntimeError):
         self.absent = absent
 
 
-def lost(
-    bound: BoundLevel, communicator: Communicator, error: CollectiveError, *, step: int, fell_back: bool
-) -> SyncError:
+def lost(bound: BoundLevel, communicator: Communicator, error: CollectiveError, *, step: int, left: str) -> SyncError:
     """Return the error of a level whose collective has failed.
 
     Args:
@@ -22,13 +20,8 @@ def lost(
         communicator: this agent's end.
         error: the failure.
         step: fast steps done.
-        fell_back: whether the model holds the level's slow weights again.
+        left: which weights the model has now.
     """
-    left = (
-        f"the model is back at the slow weights of fast step {bound.last}"
-        if fell_back
-        else "the model's weights may be partly summed: go on from a checkpoint"
-    )
     axis = getattr(bound.level.mix, "axis", "world")
     return SyncError(
         f"the sync of levels[{bound.index}] over axis {axis!r} after fast step {step} failed on agent "

@@ -5,6 +5,7 @@ Works on whatever an inner optimizer stores per parameter: SGD's momentum, Adam'
 
 import copy
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,3 +89,9 @@ def _flatten(tensors: list[Tensor]) -> Tensor:
 def _unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view(tensor.shape))
+
+
+def fast_rates(inner: Optimizer) -> list[Any]:
+    """Return each group's learning rate as it is now; a tensor is copied, since schedulers change it in place."""
+    rates = [group.get("lr") for group in inner.param_groups]
+    return [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]

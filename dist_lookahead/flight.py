@@ -39,6 +39,11 @@ class Flight:
         return self._pending is not None
 
     @property
+    def arrived(self) -> bool:
+        """Whether all of it is here, and the weights may be mixed with it."""
+        return self.begun and self._work is None
+
+    @property
     def delayed(self) -> bool:
         """Whether fast steps were to be taken before it lands."""
         return self.lands > self.step

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dist_lookahead.agreement import require_same
@@ -61,11 +61,12 @@ class Inventory:
         require_parameters([level.params for level in levels], [weight.name for weight in weights])
         return list(dict.fromkeys(_covers(levels, weights)))
 
-    def open(self, settings: Sequence[str]) -> Pending:
+    def open(self, settings: Sequence[str], *, take: bool = True) -> Pending:
         """Take in all trainable parameters: agents must agree on them, and start from the weights of agent 0.
 
         Args:
             settings: what else agents must agree on.
+            take: whether weights are taken from agent 0, else each agent's own stay.
 
         Raises:
             ValueError: where agents differ.
@@ -74,7 +75,8 @@ class Inventory:
         lines = [*settings, *describe(weights), *describe(self._roster.untrained(), "untrained tensor")]
         yield from require_same(self._communicator, lines, weights[0].tensor.device)
         self._build([(weights, _covers([bound.level for bound in self._bound], weights))])
-        yield from self._take_from_first()
+        if take:
+            yield from self._take_from_first()
 
     @property
     def covers(self) -> list[list[int]]:
@@ -88,6 +90,10 @@ class Inventory:
     def outermost(self, bucket: Bucket) -> BoundLevel:
         """Return the last level that acts on a bucket."""
         return self._bound[self._levels_of(bucket)[-1]]
+
+    def untrained(self) -> list[Tensor]:
+        """Return what agents hold alike though it is not trained: frozen parameters, and the model's buffers."""
+        return [weight.tensor.data for weight in self._roster.untrained()]
 
     def gather(self, buckets: Sequence[Bucket]) -> None:
         """Bring the present weights into the buckets."""
@@ -185,9 +191,8 @@ class Inventory:
     def _take_from_first(self) -> Pending:
         if self._communicator.size == 1:
             return
-        others = [weight.tensor.data for weight in self._roster.untrained()]
         weights = [bucket.fast for bucket in self.buckets]
-        yield from [self._communicator.broadcast(tensor) for tensor in [*weights, *others]]
+        yield from [self._communicator.broadcast(tensor) for tensor in [*weights, *self.untrained()]]
         self.scatter(self.buckets)
 
 

@@ -7,24 +7,26 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from dist_lookahead import swap
 from dist_lookahead.agreement import refused_together
-from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.comm.communicator import CollectiveError, Communicator
 from dist_lookahead.comm.process_group import default_communicator
+from dist_lookahead.failure import SyncError
 from dist_lookahead.filling_step import is_filling
 from dist_lookahead.guard import Guard
 from dist_lookahead.join import join
 from dist_lookahead.level import Level
 from dist_lookahead.offload import Offload
+from dist_lookahead.recovery import rebound, why_not_recoverable
 from dist_lookahead.replicas import replicas
 from dist_lookahead.same_weights import DIFFERING, Differing
+from dist_lookahead.scaled_step import closure_after, scaled_step
 from dist_lookahead.stability import instabilities
 from dist_lookahead.stack import LevelStack
 
 
-class DistributedLookahead(Optimizer):
+class DistributedLookahead(torch.optim.Optimizer):
     """Fast steps of any optimizer, and slow updates by a stack of levels, behind the interface of one optimizer.
 
     Each `step` is a step of `inner`. Where a level is due, the agents communicate and the slow update follows:
@@ -55,6 +57,8 @@ class DistributedLookahead(Optimizer):
             GPU at each sync, with the same numbers; without effect for parameters on the CPU.
         guard: `Guard()` leaves agents whose weights are not finite out of the means, at no further message: they take
             the slow weights, and their fast optimizer begins anew. It can also clip outlying ones.
+        recoverable: averages work on copies of the weights, one more copy of the model, so that agents go on without
+            those that are lost, with nothing else lost (`regroup`, and `Survivors` for a whole training).
         probe: for levels with alpha=Optimal, a function that computes a loss at the model's present weights and calls
             backward(). It is called twice at each sync of such a level with the number of fast steps done, which must
             decide its samples: the same both times, and none of those that the round was trained on. Gradients, model
@@ -84,7 +88,7 @@ class DistributedLookahead(Optimizer):
 
     def __init__(
         self,
-        inner: Optimizer,
+        inner: torch.optim.Optimizer,
         levels: Sequence[Level],
         *,
         model: nn.Module | None = None,
@@ -96,9 +100,10 @@ class DistributedLookahead(Optimizer):
         differing: Differing = "stop",
         offload: Offload | None = None,
         guard: Guard | None = None,
+        recoverable: bool = False,
         probe: Callable[[int], object] | None = None,
     ) -> None:
-        if not isinstance(inner, Optimizer) or isinstance(inner, DistributedLookahead):
+        if not isinstance(inner, torch.optim.Optimizer) or isinstance(inner, DistributedLookahead):
             raise ValueError(
                 f"inner={type(inner).__name__}: give a plain torch optimizer, and all levels in one list (wrapping a "
                 "wrapper leaves the inner slow weights stale)"
@@ -113,6 +118,8 @@ class DistributedLookahead(Optimizer):
             raise ValueError(
                 f"mesh={mesh} has no effect beside a communicator, which has its own: leave one of them out"
             )
+        if recoverable and (fault := why_not_recoverable(levels)):
+            raise ValueError(fault)
         self.inner = inner
         self.__setstate__({})
         everybody = default_communicator(mesh) if communicator is None else communicator
@@ -129,6 +136,7 @@ class DistributedLookahead(Optimizer):
                 differing=differing,
                 offload=offload,
                 guard=guard,
+                recoverable=recoverable,
                 probe=probe,
                 data_parallel=data_parallel,
             )
@@ -157,7 +165,7 @@ class DistributedLookahead(Optimizer):
             closure: reevaluates the model and returns the loss, for inner optimizers that take one.
         """
         for before in self._optimizer_step_pre_hooks.values():
-            closure = _closure_after(before(self, (self, closure), {}), closure)
+            closure = closure_after(before(self, (self, closure), {}), closure)
         if closure is None and is_filling(self.inner):
             return self.inner.step(closure)
         self.stack.begin_step()
@@ -239,6 +247,26 @@ class DistributedLookahead(Optimizer):
         """Fire all levels now, on all agents: for the last, partial round of a training."""
         self.stack.flush()
 
+    def regroup(self, communicator: Communicator | None = None) -> None:
+        """Go on with the agents that are there now, on all of them, after others were lost or have come.
+
+        Whoever has not landed a sync that agent 0 has takes its state; a sync that has failed is done again.
+
+        Args:
+            communicator: this agent's end; by default that of the default process group.
+
+        Raises:
+            SyncError: an agent is lost meanwhile; regroup once more.
+            ValueError: for an optimizer that is not `recoverable`.
+        """
+        if not self.stack.recoverable:
+            raise ValueError("regroup() needs DistributedLookahead(.., recoverable=True)")
+        try:
+            self.stack = rebound(self.stack, communicator or default_communicator())
+        except CollectiveError as error:
+            raise SyncError(f"agents were lost while others regrouped: {error.who}. Cause: {error}") from error
+        self.stack.catch_up()
+
     def slow_weights(self) -> AbstractContextManager[None]:
         """Return a context with the outermost slow weights, and their BatchNorm statistics, in the model.
 
@@ -309,19 +337,7 @@ class DistributedLookahead(Optimizer):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is None:
             return self.inner.step(closure)
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        if getattr(self.inner, "_step_supports_amp_scaling", False):
-            self.inner.found_inf, self.inner.grad_scale = found_inf, grad_scale  # pyright: ignore[reportAttributeAccessIssue] - GradScaler's protocol
-            try:
-                return self.inner.step(closure)
-            finally:
-                del self.inner.found_inf, self.inner.grad_scale  # pyright: ignore[reportAttributeAccessIssue] - see above
-        if found_inf.item():
-            return None
-        if grad_scale is not None:
-            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-            torch._foreach_mul_(grads, grad_scale.double().reciprocal().float().item())
-        return self.inner.step(closure)
+        return scaled_step(self.inner, closure, found_inf, getattr(self, "grad_scale", None))
 
     def __getstate__(self) -> dict[str, Any]:
         # Not __dict__: learning rate schedulers store a bound `step` there, and a copy would step the original.
@@ -330,11 +346,3 @@ class DistributedLookahead(Optimizer):
     def __repr__(self) -> str:
         levels = "\n".join(f"    {level}" for level in self.stack.levels)
         return f"DistributedLookahead(\n{levels}\n) around {self.inner!r}"
-
-
-def _closure_after(result: tuple[Any, dict[str, Any]] | None, closure: Any) -> Any:
-    """A hook may replace the arguments of the step: (self, closure) or their keywords."""
-    if result is None:
-        return closure
-    args, keywords = result
-    return args[1] if len(args) > 1 else keywords.get("closure")

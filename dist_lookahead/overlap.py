@@ -87,8 +87,9 @@ def arrive(bound: BoundLevel) -> Pending:
     assert bound.flight
     yield from bound.flight.arrive()
     if _apart(bound):
+        wanted = bound.level.local_share or bound.flight.delayed  # afterwards too
         for fast, total in zip(bound.fast, bound.flight.sums, strict=True):
-            swap(fast, total)
+            swap(fast, total) if wanted else fast.copy_(total)
 
 
 @torch.no_grad()
@@ -143,8 +144,9 @@ def swap(one: Tensor, other: Tensor) -> None:
 
 
 def _apart(bound: BoundLevel) -> bool:
-    """Whether the average works on copies, since what the buckets hold is wanted where it lands."""
-    return bool(bound.level.local_share) or (bound.flight is not None and bound.flight.delayed)
+    """Whether the average works on copies, since what the buckets hold is wanted where it lands, or fails."""
+    delayed = bound.flight is not None and bound.flight.delayed
+    return delayed or bound.recoverable or bool(bound.level.local_share)
 
 
 def _travelling(bound: BoundLevel) -> list[Tensor]:

@@ -34,11 +34,12 @@ def save(bounds: Sequence[BoundLevel]) -> list[dict[str, Any]]:
             "slow": _pieces(bound.buckets, bound.slow, [bound.owned(bucket) for bucket in bound.buckets]),
             "momentum": _pieces(bound.buckets, bound.momentum, [bound.owned(bucket) for bucket in bound.buckets]),
             "residuals": _residuals(bound),
-            "snapshot": _pieces(bound.buckets, bound.snapshot, [slice(0, len(kept)) for kept in bound.snapshot]),
+            "snapshot": _pieces(bound.buckets, kept, [slice(0, len(flat)) for flat in kept]),
             # A list, as rates are; what is under way cannot be saved, and begins again from the snapshot.
             "flight": [bound.flight.step, bound.flight.lands, *bound.flight.rates] if bound.flight else [],
         }
         for bound in bounds
+        for kept in [bound.snapshot if bound.keeps_snapshot else []]  # else of use within a sync only
     ]
 
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dist_lookahead import overlap, slow_state
-from dist_lookahead.agreement import versions
+from dist_lookahead.agreement import described, versions
 from dist_lookahead.binding import bind_levels
 from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.bucket import Bucket
 from dist_lookahead.comm.communicator import CollectiveError, Communicator, Pending
 from dist_lookahead.failure import lost
-from dist_lookahead.fast_buffers import FastBuffers
+from dist_lookahead.fast_buffers import FastBuffers, fast_rates
 from dist_lookahead.flight import Flight
 from dist_lookahead.guard import Guard
 from dist_lookahead.inventory import Inventory
@@ -57,6 +57,8 @@ class LevelStack:
         everybody: this process's end of all processes, where an agent is several, over which buffers are averaged.
         offload: "cpu" keeps slow weights and slow momentum in host memory.
         guard: leaves weights that are not finite out of means.
+        recoverable: averages work on copies, so that the fast weights are whole where one fails.
+        take: start from the weights of agent 0, else from this agent's own.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class LevelStack:
         everybody: Communicator | None = None,
         offload: str | None = None,
         guard: Guard | None = None,
+        recoverable: bool = False,
+        take: bool = True,
     ) -> None:
         levels = check_levels(levels)
         check_offload(offload, levels)
@@ -88,13 +92,13 @@ class LevelStack:
         self.clock = 0
         self.observer: Observer | None = None
         self.mail = Mail(communicator.rank, communicator.size, mail_fields(levels, guard))
+        self.guard, self.recoverable = guard, recoverable
         self._near = communicator.axis(data_parallel) if data_parallel else None
         self.bound: list[BoundLevel] = []
         self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)
         cells = self.inventory.cells(levels)
-        self.bound += bind_levels(
-            check_levels(levels, cells), communicator, data_parallel, cells, offload=bool(offload), guard=guard
-        )
+        kept = {"offload": bool(offload), "guard": guard, "recoverable": recoverable}
+        self.bound += bind_levels(check_levels(levels, cells), communicator, data_parallel, cells, **kept)
         self.masses = Masses([(bound.mass, bound.buckets) for bound in self.bound if bound.mass])
         self.fast_buffers = FastBuffers(
             inner, remember=any(b.watch or b.level.fast_buffers == "reset" for b in self.bound)
@@ -104,7 +108,7 @@ class LevelStack:
         self.line_search = LineSearch(levels, probe, model)
         self._follows_lr = any(level.move.follow_lr for level in levels)
         self._rates: list[Any] = []
-        communicator.run(self._open())
+        communicator.run(self._open(take))
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -142,7 +146,7 @@ class LevelStack:
         for bound in self.bound:
             bound.begin_round(self.clock, self.inner.param_groups[0].get("lr"))
         if self._follows_lr:
-            self._rates = [_rate(group) for group in self.inner.param_groups]
+            self._rates = fast_rates(self.inner)
         self.masses.put_in()
 
     def end_step(self) -> None:
@@ -166,6 +170,11 @@ class LevelStack:
         self.masses.put_in()
         due = [bound for bound in self.bound if bound.fired != self.clock]
         self.communicator.run(self._sync(due, at_once=True))
+
+    def catch_up(self) -> None:
+        """Fire the levels whose sync has failed since the last fast step."""
+        if due := [bound for bound in self._due() if bound.fired < self.clock]:
+            self.communicator.run(self._sync(due))
 
     def raise_flag(self, value: int) -> None:
         """Tell all agents a small number, at most 2^24 - 1, with the next sync; they find it in `flags`.
@@ -195,8 +204,7 @@ class LevelStack:
             try:
                 yield from stage
             except CollectiveError as error:
-                fell_back = self._fall_back(bound)
-                raise lost(bound, self.communicator, error, step=self.clock, fell_back=fell_back) from error
+                raise lost(bound, self.communicator, error, step=self.clock, left=self._fall_back(bound)) from error
             except Exception:  # agents that differ, where all of them come here; or a probe that fails
                 self._fall_back(bound)
                 raise
@@ -250,16 +258,11 @@ class LevelStack:
 
     def _settle_below(self, bound: BoundLevel, ways: Sequence[Tensor] | None) -> Pending:
         """All below the level take its weights, or move as it has; fast buffers are kept, reset or averaged."""
-        choice = "reset" if bound.left_out else bound.level.fast_buffers
-        for lower in self.bound[: bound.index]:
-            lower.follow(bound.buckets, ways)
-            if lower.mass and lower.shares(bound):
-                lower.mass.reset()
-            if choice == "reset":
-                lower.reset_momentum(bound.buckets)
-        if choice == "reset":
+        reset = bound.left_out or bound.level.fast_buffers == "reset"
+        bound.lead(self.bound[: bound.index], ways, reset_momentum=reset)
+        if reset:
             self.fast_buffers.reset([bucket for bucket in self.buckets if bucket not in bound.buckets])
-        elif choice == "average" and bound.mixer.group:
+        elif bound.level.fast_buffers == "average" and bound.mixer.group:
             yield from self.fast_buffers.average(bound.mixer.group, bound.buckets)
 
     def _settle_buffers(self, bound: BoundLevel) -> Pending:
@@ -282,16 +285,14 @@ class LevelStack:
         if self.observer:
             getattr(self.observer, moment)(bound)
 
-    def _open(self) -> Pending:
-        """Agree on levels and weights, take agent 0's, and capture the slow weights."""
-        yield from self.inventory.open(self._settings())
-        self._capture()
-
-    def _settings(self) -> list[str]:
-        levels = [f"levels[{bound.index}] = {bound.level}" for bound in self.bound]
-        rest = f"average_buffers={self.average_buffers}, check_every={self.check_every}, differing={self.differing}"
+    def _open(self, take: bool) -> Pending:
+        """Agree on levels and weights, and capture the slow weights."""
+        names = ("average_buffers", "check_every", "differing", "recoverable")
+        rest = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         devices = {parameter.device for group in self.inner.param_groups for parameter in group["params"]}
-        return [versions(), str(self.communicator.mesh), *levels, rest, way(devices)]
+        lines = [versions(), str(self.communicator.mesh), *described(self.levels), rest, way(devices)]
+        yield from self.inventory.open(lines, take=take)
+        self._capture()
 
     def refresh(self) -> None:
         """Before the first fast step: capture the slow weights again, weights may have been loaded or moved."""
@@ -306,15 +307,19 @@ class LevelStack:
             bound.follow(bound.buckets)
         self.model_buffers.capture()
 
-    def _fall_back(self, bound: BoundLevel) -> bool:
-        """Put the level's slow weights into the model, if this agent has all of them: x may be half summed."""
-        whole = bool(bound.slow) and bound.mixer.shards == 1
+    def _fall_back(self, bound: BoundLevel) -> str:
+        """Leave whole weights in the model where an average has failed, if there are any; say which."""
+        moved, mixed = bound.landed == self.clock, bound.flight is not None and bound.flight.arrived
         bound.flight = None
-        if whole:
-            for bucket, slow in zip(bound.buckets, bound.slow, strict=True):
-                bucket.fast.copy_(slow)
-                bucket.scatter()
-        return whole
+        if bound.recoverable and not (moved or mixed):
+            return "the model has its fast weights still"
+        if not bound.slow or bound.mixer.shards > 1:
+            return "the model's weights may be partly summed: go on from a checkpoint"
+        for bucket, slow in zip(bound.buckets, bound.slow, strict=True):
+            bucket.fast.copy_(slow)
+            bucket.scatter()
+        bound.lead(self.bound[: bound.index] if moved else [])
+        return f"the model is back at the slow weights of fast step {bound.last}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return clock, slow weights, slow momentum and counters, in tensors and plain containers."""
@@ -342,9 +347,3 @@ class LevelStack:
         slow_state.load(self.bound, state_dict["levels"])
         self.clock, self._rates = state_dict["clock"], list(state_dict["rates"])
         self.model_buffers.slow = {name: tensor.clone() for name, tensor in state_dict["buffers"].items()}
-
-
-def _rate(group: dict[str, Any]) -> Any:
-    """The group's learning rate as it is now; a tensor is copied, since schedulers change it in place."""
-    rate = group.get("lr")
-    return rate.clone() if isinstance(rate, Tensor) else rate

@@ -20,7 +20,7 @@ from dist_lookahead.comm.communicator import (
     letter_bytes,
     ring_bytes,
 )
-from dist_lookahead.comm.part_sums import PartSums
+from dist_lookahead.comm.part_sums import PIECE, PartCopies, PartSums
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.mesh import NODES, WORLD, Mesh
 
@@ -55,6 +55,7 @@ class ProcessGroupCommunicator:
 
     Args:
         mesh: of all processes, a description or torch's own; None for `mesh_of_nodes`.
+        roll_call: seconds for which the survivors of a failure wait for each other's sign of life, to say who is lost.
 
     Attributes:
         members: of the group, by their numbers in the world.
@@ -64,7 +65,7 @@ class ProcessGroupCommunicator:
         ValueError: without a process group, and for a mesh of another size or order of ranks.
     """
 
-    def __init__(self, mesh: Mesh | DeviceMesh | None = None) -> None:
+    def __init__(self, mesh: Mesh | DeviceMesh | None = None, *, roll_call: float = ROLL_CALL_SECONDS) -> None:
         if not dist.is_initialized():
             raise ValueError("no process group: call torch.distributed.init_process_group first, or use torchrun")
         self.mesh = _described(mesh) if isinstance(mesh, DeviceMesh) else mesh or mesh_of_nodes()
@@ -74,6 +75,7 @@ class ProcessGroupCommunicator:
             )
         self._torch_mesh = mesh if isinstance(mesh, DeviceMesh) else None
         self._whole: ProcessGroupCommunicator | None = None
+        self._roll_call = roll_call
         self.ranks = tuple(range(self.mesh.size))
         self._settle(WORLD, None, lambda: dist.group.WORLD)
         self._generation = self._agree_on_generation()
@@ -164,9 +166,15 @@ class ProcessGroupCommunicator:
 
     def all_gather(self, output: Tensor, tensor: Tensor) -> Work:
         """Start to collect every process's `tensor` in `output`."""
-        return self._start(
-            "all_gather", output, lambda: _all_gather(output, tensor, group=self.process_group, async_op=True)
-        )
+        return self._start("all_gather", output, lambda: self._gather_parts(output, tensor))
+
+    def _gather_parts(self, output: Tensor, tensor: Tensor) -> Work | None:
+        def gather(whole: Tensor, part: Tensor) -> Any:
+            return _all_gather(whole, part, group=self.process_group, async_op=True)
+
+        if tensor.device.type == "cpu" and output.numel() > PIECE:
+            return PartCopies(output, tensor, self.size, gather)
+        return gather(output, tensor)
 
     def all_to_all(self, output: Tensor, tensor: Tensor) -> Work:
         """Start to send part r of `tensor` to process r, and to collect what all send here in `output`."""
@@ -213,13 +221,20 @@ class ProcessGroupCommunicator:
         """What counts for this process: the world of its agents, and that of all processes."""
         return [self._world, *([self._world._whole] if self._world._whole else [])]
 
+    def let_go(self) -> None:
+        """Drop torch's groups: what holds one keeps its connections open, and the others wait at their ends."""
+        for end in self._axes.values():
+            end._group = None
+
     def absent_ranks(self) -> tuple[int, ...]:
         """After a failure: sign in at the rendezvous store; return the group's ranks that do not, () if unknown."""
+        if not self._roll_call:
+            return ()
         try:
             store = dist.distributed_c10d._get_default_store()
             prefix = f"dist_lookahead/{self._world._generation}/failed of {'-'.join(map(str, self.ranks))}"
             store.set(f"{prefix}/{self._world.rank}", "1")
-            deadline = time.monotonic() + ROLL_CALL_SECONDS
+            deadline = time.monotonic() + self._roll_call
             absent = self.members
             while absent and time.monotonic() < deadline:
                 absent = tuple(r for r in absent if not store.check([f"{prefix}/{r}"]))

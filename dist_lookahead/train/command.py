@@ -17,6 +17,7 @@ from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.failure import SyncError
 from dist_lookahead.figures.registry import FIGURES, chosen, descriptions
 from dist_lookahead.guard import PoisonedError
+from dist_lookahead.launcher import add_launch
 from dist_lookahead.planner.advice import EXPOSED
 from dist_lookahead.same_weights import WeightsDifferError
 from dist_lookahead.stability import instabilities
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_links(plan)
     plan.set_defaults(run=_plan)
     _add_comparisons(commands)
+    add_launch(commands)
     everything = commands.add_parser("settings", help="print all settings of a run file with defaults and meanings")
     everything.add_argument("--sweep", action="store_true", help="of a sweep file, in place of a run file")
     everything.set_defaults(run=_settings)

@@ -1,0 +1,246 @@
+"""Who takes part: agents agree on it through a store that none of them keeps, generation after generation.
+
+    generation g       a process group of some agents, in the order of their ranks
+    g -> g + 1         every member that lives signs in, with how far it has come; so do those that want to join.
+                       When no member is missing, one of them writes the list, and the first list counts.
+
+Who has ended says so, or whoever started it does. Who says nothing, though it lives, is taken for lost after a time
+without any sign of life: each agent gives one every second, from a thread and over a connection of its own.
+"""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+BEAT_SECONDS = 1.0
+LOOK_SECONDS = 0.02
+MOST, LONGEST = 4096, 200  # members, and characters of a name
+Progress = Sequence[int]
+
+
+class LeftOut(RuntimeError):
+    """The others have gone on without this agent, which they took for lost."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Agents that are a group, in the order of their ranks."""
+
+    number: int
+    members: tuple[str, ...]
+
+
+class Membership:
+    """This agent's part in the agreement.
+
+    Args:
+        store: that no agent keeps; this connection is used for nothing else.
+        beats: another connection to it, for signs of life: the first one may be blocked.
+        name: of this agent, of at most 200 characters, unique for all times.
+        members: of generation 0, in the order of their ranks; () for an agent that joins later.
+        silence: seconds without a sign of life after which another agent is taken for lost.
+
+    Example:
+        >>> store = dist.HashStore()
+        >>> alone = Membership(store, store, "a", ["a"], silence=5)
+        >>> alone.agree([3]), alone.agree([4]).number
+        (Generation(number=1, members=('a',)), 2)
+        >>> alone.end()
+    """
+
+    def __init__(
+        self, store: dist.Store, beats: dist.Store, name: str, members: Sequence[str], *, silence: float
+    ) -> None:
+        self.name = name
+        self._store = store
+        self._silence = silence
+        self.generation = Generation(0, tuple(members))
+        self._signs = _SignsOfLife(beats, name, members)
+        self._knocks_heard = self._knocks()
+
+    def agree(self, progress: Progress) -> Generation:
+        """Return the next generation; all members come here, and those that want to join are in `join`.
+
+        Args:
+            progress: how far this agent has come; who has come furthest is first.
+
+        Raises:
+            LeftOut: the others have agreed without this agent.
+        """
+        number = self.generation.number + 1
+        self._sign_in(number, progress)
+        while not self._store.check([_list(number)]):
+            here = self._here(number, self.generation.members)
+            if all(member in here or self._is_gone(member) for member in self.generation.members):
+                self._propose(number, {**here, **self._here(number, self._newcomers())})
+            time.sleep(LOOK_SECONDS)
+        return self._enter(number)
+
+    def join(self) -> Generation:
+        """Return the first generation that has taken this agent in; waits until the members come to agree."""
+        while True:
+            number = self._number() + 1
+            self._sign_in(number, [-1])
+            self._store.set(f"newcomer/{self._store.add('newcomers', 1)}", self.name)
+            while not self._store.check([_list(number)]):
+                time.sleep(LOOK_SECONDS)
+            with contextlib.suppress(LeftOut):  # it came while the list was written
+                return self._enter(number)
+
+    def somebody_knocks(self) -> bool:
+        """Return whether an agent wants to join."""
+        return self._knocks() > self._knocks_heard
+
+    def end(self) -> None:
+        """Say that this agent is gone."""
+        with contextlib.suppress(RuntimeError):  # the store may have ended before
+            self._store.set(f"gone/{self.name}", "1")
+        self._signs.end()
+
+    def _enter(self, number: int) -> Generation:
+        members = _read_list(self._store.get(_list(number)))
+        self._store.set("number", str(number))
+        if self.name not in members:
+            raise LeftOut(f"agent {self.name!r} was taken for lost, and the others go on without it: {members}")
+        self._knocks_heard = self._knocks()
+        self._signs.watch(members)
+        self.generation = Generation(number, members)
+        return self.generation
+
+    def _propose(self, number: int, here: dict[str, Progress]) -> None:
+        before = self.generation.members
+        order = sorted(here, key=lambda name: before.index(name) if name in before else len(before))
+        order.sort(key=lambda name: list(here[name]), reverse=True)  # stable
+        self._store.compare_set(_list(number), "", json.dumps(order))
+
+    def _sign_in(self, number: int, progress: Progress) -> None:
+        self._store.set(f"{number}/here/{self.name}", json.dumps(list(progress)))
+
+    def _here(self, number: int, names: Sequence[str]) -> dict[str, Progress]:
+        signed = [name for name in names if self._store.check([f"{number}/here/{name}"])]
+        return {name: _read_progress(self._store.get(f"{number}/here/{name}")) for name in signed}
+
+    def _newcomers(self) -> list[str]:
+        keys = [f"newcomer/{place}" for place in range(1, min(self._knocks(), MOST) + 1)]
+        # Who knocks counts itself first, and says its name then.
+        names = [self._store.get(key).decode(errors="replace") for key in keys if self._store.check([key])]
+        return [name for name in dict.fromkeys(names) if not self._store.check([f"gone/{name}"])]
+
+    def _is_gone(self, member: str) -> bool:
+        return self._store.check([f"gone/{member}"]) or self._signs.silent_for(member) > self._silence
+
+    def _number(self) -> int:
+        return int(self._store.get("number")) if self._store.check(["number"]) else 0
+
+    def _knocks(self) -> int:
+        return self._store.add("newcomers", 0)
+
+
+class _SignsOfLife(threading.Thread):
+    """Gives a sign of life each second, and notes when the last one of each other agent came."""
+
+    def __init__(self, store: dist.Store, name: str, members: Sequence[str]) -> None:
+        super().__init__(name="signs of life", daemon=True)
+        self._store, self._own = store, name
+        self._heard: dict[str, tuple[int, float]] = {}
+        self._ended = threading.Event()
+        self.watch(members)
+        self.start()
+
+    def watch(self, members: Sequence[str]) -> None:
+        """Look at these agents from now on."""
+        self._heard = {member: self._heard.get(member, (-1, time.monotonic())) for member in members}
+
+    def silent_for(self, member: str) -> float:
+        """Return for how many seconds an agent has given no sign."""
+        return time.monotonic() - self._heard[member][1]
+
+    def end(self) -> None:
+        """Give no more signs."""
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        """Give and look, until it is ended or the store is."""
+        while not self._ended.wait(BEAT_SECONDS):
+            try:
+                self._store.add(f"beat/{self._own}", 1)
+                for member, (beats, _) in list(self._heard.items()):
+                    now = self._store.add(f"beat/{member}", 0)
+                    if now != beats and member in self._heard:
+                        self._heard[member] = now, time.monotonic()
+            except RuntimeError:  # the store is gone: nobody can agree on anything any more
+                return
+
+
+def serve(host: str, port: int) -> tuple[dist.Store, int]:
+    """Keep the store of a training, for those who come to this address and no other; return its port too.
+
+    Args:
+        host: address of this machine to listen at.
+        port: 0 for a free one.
+
+    Raises:
+        OSError: where nobody can listen there.
+    """
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    listener = socket.create_server((host, port), family=family)
+    port = listener.getsockname()[1]
+    # Torch's own socket would listen on every interface of the machine.
+    store = dist.TCPStore(host, port, None, True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return store, port
+
+
+def connect(host: str, port: int, token: str, *, timeout: float) -> dist.Store:
+    """Return a connection to the store of a training.
+
+    Args:
+        host: where it listens.
+        port: where it listens.
+        token: that those have who may take part; whoever does not know it looks at other keys.
+        timeout: seconds to wait for it.
+    """
+    store = dist.TCPStore(host, port, None, False, timedelta(seconds=timeout))
+    return dist.PrefixStore(f"dist_lookahead/{token}", store)
+
+
+def _list(number: int) -> str:
+    return f"{number}/members"
+
+
+def _read_list(raw: bytes) -> tuple[str, ...]:
+    """Read the members that another agent has written.
+
+    Raises:
+        RuntimeError: for anything else.
+
+    Example:
+        >>> _read_list(b'["a", "b"]')
+        ('a', 'b')
+    """
+    try:
+        names = json.loads(raw)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not 0 < len(names) <= MOST or len(set(map(str, names))) < len(names):
+        raise RuntimeError(f"an agent says that the members are {raw[:80]!r}")
+    if not all(isinstance(name, str) and 0 < len(name) <= LONGEST for name in names):
+        raise RuntimeError(f"an agent says that the members are {raw[:80]!r}")
+    return tuple(names)
+
+
+def _read_progress(raw: bytes) -> Progress:
+    try:
+        numbers = json.loads(raw)
+    except (ValueError, RecursionError):
+        numbers = None
+    if not isinstance(numbers, list) or len(numbers) > MOST or any(type(number) is not int for number in numbers):
+        raise RuntimeError(f"an agent says that it has come as far as {raw[:80]!r}")
+    return numbers
