@@ -32,22 +32,24 @@ from rich.progress import track
 
 from benchmarks import network, picture, report
 from benchmarks.chaos_agent import Course, rows, train
-from dist_lookahead.comm.membership import serve
+from dist_lookahead.comm.membership import connect, serve
 from dist_lookahead.survivors import JOINS, NAME, STORE, TOKEN, first_name
 
 FORK = multiprocessing.get_context("fork")  # an agent need not import torch anew
 FAULTS = ("kill", "stop", "cut", "poison")
 LONGEST = {"stop": 8.0, "cut": 8.0}  # seconds
 BETWEEN = (1.0, 3.0)  # seconds from one fault to the next
+SECRET = "chaos"
 NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 
 ABOUT = (
     "Per run: faults: how many of each kind happened. lost: fast steps of some agent that went into no average, the "
-    "shares of agents that were cut off or stopped included. slowest: seconds from a fault to the next sync of those "
-    "who were not hit. loss: training loss at the end, over that of a run without faults. end: well, or what was wrong."
+    "shares of agents that were cut off or stopped included. after ..: the most seconds from such a fault to the next "
+    "sync of those who were not hit. loss: training loss at the end, over that of a run without faults. end: well, or "
+    "what was wrong."
 )
-COLUMNS = ("run", *FAULTS, "joined", "syncs", "lost", "slowest", "loss", "end")
-PICTURE = picture.Bars(panels=[["slowest"], ["lost"]], by=["run"], log=False)
+COLUMNS = ("run", *FAULTS, "joined", "syncs", "lost", *(f"after {kind}" for kind in FAULTS), "loss", "end")
+PICTURE = picture.Bars(panels=[["after kill", "after stop", "after cut"], ["lost"]], by=["run"], log=False)
 
 
 @dataclass
@@ -123,6 +125,7 @@ class Chaos:
         assert process.pid is not None
         if kind == "kill":
             os.kill(process.pid, signal.SIGKILL)
+            self._keeper.send(name)
             later.append((now + seconds, lambda: self._join(node)))
         elif kind == "stop":
             os.kill(process.pid, signal.SIGSTOP)
@@ -140,7 +143,7 @@ class Chaos:
         self._start(f"joined-{self.joined}", node, {JOINS: "1"})
 
     def _start(self, name: str, node: int, place: dict[str, str]) -> None:
-        environment = {STORE: self._address, TOKEN: "chaos", NAME: name, **place}
+        environment = {STORE: self._address, TOKEN: SECRET, NAME: name, **place}
         environment["GLOO_SOCKET_IFNAME"] = network.INTERFACE
         process = FORK.Process(target=_on_node, args=(self.nodes.names[node], environment, train, self.course))
         process.start()
@@ -148,11 +151,11 @@ class Chaos:
 
     @contextlib.contextmanager
     def _store(self) -> Iterator[str]:
-        host, (told, tells) = self.nodes.address(self.agents), FORK.Pipe(duplex=False)
-        keeper = FORK.Process(target=_on_node, args=(self.nodes.names[self.agents], {}, _keep, host, tells))
+        host, (self._keeper, theirs) = self.nodes.address(self.agents), FORK.Pipe()
+        keeper = FORK.Process(target=_on_node, args=(self.nodes.names[self.agents], {}, _keep, host, theirs))
         keeper.start()
         try:
-            yield f"{host}:{told.recv()}"
+            yield f"{host}:{self._keeper.recv()}"
         finally:
             keeper.kill()
             keeper.join()
@@ -178,11 +181,13 @@ def verdict(course: Course, statuses: dict[str, int | None]) -> str:
     return f"not at the end: {missing}" if missing else "well"
 
 
-def slowest_recovery(course: Course, happened: Sequence[tuple[float, str, str]]) -> float:
-    """Return the most seconds from a fault to the next sync of somebody who was not hit by it."""
+def slowest_recovery(course: Course, happened: Sequence[tuple[float, str, str]], kind: str) -> report.Cell:
+    """Return the most seconds from a fault of this kind to the next sync of somebody who was not hit by it."""
     syncs = sorted((row["time"], name) for name, row in rows(course.folder))
-    waits = [next((at - when for at, name in syncs if at > when and name != hit), 0.0) for when, _, hit in happened]
-    return max(waits, default=0.0)
+    faults = [(when, hit) for when, what, hit in happened if what == kind]
+    return max(
+        (next((at - when for at, name in syncs if at > when and name != hit), 0.0) for when, hit in faults), default="-"
+    )
 
 
 def lost_steps(course: Course, agents: int) -> int:
@@ -201,11 +206,13 @@ def last_loss(course: Course) -> float:
     return next(row["loss"] for _, row in rows(course.folder) if "loss" in row)
 
 
-def _keep(host: str, tells: Any) -> None:
+def _keep(host: str, parent: Any) -> None:
+    """Keep the store, and say of killed agents that they are gone, as the launcher of their node would."""
     kept, port = serve(host, 0)
-    tells.send(port)
+    parent.send(port)
+    store = connect(host, port, SECRET, timeout=60)
     while kept:
-        time.sleep(3600)
+        store.set(f"gone/{parent.recv()}", "1")
 
 
 def _on_node(namespace: str, environment: dict[str, str], work: Callable[..., None], *arguments: Any) -> None:
@@ -241,8 +248,9 @@ def measure(options: argparse.Namespace, nodes: network.Network) -> list[list[re
         kinds = Counter(kind for _, kind, _ in chaos.happened)
         syncs = max((row["rounds"] for _, row in rows(chaos.course.folder)), default=0)
         loss: report.Cell = last_loss(chaos.course) / baseline if end == "well" else "-"
-        lost, slowest = lost_steps(chaos.course, options.agents), slowest_recovery(chaos.course, chaos.happened)
-        table.append([str(seed), *(kinds[kind] for kind in FAULTS), chaos.joined, syncs, lost, slowest, loss, end])
+        lost = lost_steps(chaos.course, options.agents)
+        slowest = [slowest_recovery(chaos.course, chaos.happened, kind) for kind in FAULTS]
+        table.append([str(seed), *(kinds[kind] for kind in FAULTS), chaos.joined, syncs, lost, *slowest, loss, end])
         if end != "well" and options.keep:
             shutil.copytree(chaos.course.folder, options.keep / str(seed), dirs_exist_ok=True)
             (options.keep / str(seed) / "faults.json").write_text(json.dumps(chaos.happened))

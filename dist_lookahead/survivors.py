@@ -150,6 +150,9 @@ class Survivors:
         return self.attempt(lambda: optimizer.regroup(ProcessGroupCommunicator(mesh, roll_call=0)))
 
     def _form(self, generation: Generation) -> None:
+        # Torch counts the groups of a process, also those that were not made, and its keys begin with that number:
+        # agents that have tried another number of times would not find each other.
+        dist.distributed_c10d._world.group_count = 0
         dist.init_process_group(
             "gloo",
             store=dist.PrefixStore(f"{generation.number}/group", self._store),
