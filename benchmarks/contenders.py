@@ -190,4 +190,4 @@ def chosen(names: list[str] | None, agents: int) -> list[str]:
 
 
 def _sgd(model: nn.Module, lr: float) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=lr, momentum=FAST_MOMENTUM)
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=FAST_MOMENTUM, fused=True)
