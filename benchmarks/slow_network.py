@@ -24,10 +24,11 @@ from benchmarks.slow_network_agent import Outcome, Training
 
 ABOUT = (
     "Until the loss on the same training samples is at most the target. tau: fast steps of a round. steps: of each "
-    "agent to the target. ms/step: wall time of a fast step, syncs and looks at the loss included. seconds: wall time "
-    "to the target. MB sent: by the first node, counted at its interface, headers included. DDP's time: how many times "
-    "as long DDP takes. alone: ms/step over that without communication on the same link. DDP and its hooks are counted "
-    "on a link without limit and timed over a few steps of each link, unless the command says --whole."
+    "agent to the target. ms/step: wall time of a fast step, syncs included. seconds: wall time to the target; the "
+    "clock stands still while agents look at the loss, and what is under way goes on. MB sent: by the first node, "
+    "counted at its interface, headers included. DDP's time: how many times as long DDP takes. alone: ms/step over "
+    "that without communication on the same link. DDP and its hooks are counted on a link without limit and timed over "
+    "a few steps of each link, unless the command says --whole."
 )
 COLUMNS = ("method", "Mbit/s", "tau", "steps", "ms/step", "seconds", "MB sent", "DDP's time", "alone")
 PICTURE = picture.Bars(panels=[["seconds"], ["MB sent"]], by=["Mbit/s", "method"], log=True)
