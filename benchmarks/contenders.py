@@ -5,7 +5,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -136,9 +136,12 @@ def _overlapped_in_code(tau: int, beta: float) -> list[Level]:
     return slowmo(tau, beta=beta, delay=int(TRAVEL * tau), codec=Quantised(bits=4))
 
 
-def _in_parts(tau: int, beta: float) -> list[Level]:
-    delay = int(TRAVEL * tau / PARTS)  # one part has landed before the next begins
-    return streaming_diloco(tau, PARTS, alpha=1.0, beta=beta, delay=delay, codec=Quantised(bits=8))
+def _in_parts(bits: Literal[4, 8]) -> Callable[[int, float], list[Level]]:
+    def levels(tau: int, beta: float) -> list[Level]:
+        delay = int(TRAVEL * tau / PARTS)  # one part has landed before the next begins
+        return streaming_diloco(tau, PARTS, alpha=1.0, beta=beta, delay=delay, codec=Quantised(bits=bits))
+
+    return levels
 
 
 def _near_and_far(tau: int, beta: float) -> list[Level]:
@@ -160,7 +163,8 @@ CONTENDERS: Mapping[str, Build] = {
     "hierarchical": _levels(_near_and_far, _pairs),
     "SlowMo, overlapped": _levels(_overlapped),
     "SlowMo, 4 bits, overlapped": _levels(_overlapped_in_code),
-    f"{PARTS} parts, 8 bits, overlapped": _levels(_in_parts),
+    f"{PARTS} parts, 8 bits, overlapped": _levels(_in_parts(8)),
+    f"{PARTS} parts, 4 bits, overlapped": _levels(_in_parts(4)),
     NOTHING: _alone,
 }
 AVERAGING_GRADIENTS = (DDP, "DDP, fp16", "DDP, PowerSGD")
@@ -190,4 +194,4 @@ def chosen(names: list[str] | None, agents: int) -> list[str]:
 
 
 def _sgd(model: nn.Module, lr: float) -> torch.optim.SGD:
-    return torch.optim.SGD(model.parameters(), lr=lr, momentum=FAST_MOMENTUM)
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=FAST_MOMENTUM, fused=True)

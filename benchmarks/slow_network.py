@@ -5,9 +5,9 @@ are limited to each of the rates in turn. Every node has its own share of the da
 
 Where gradients are averaged in each step, what is learnt does not depend on the link: the steps to the target are
 counted once, on a link without limit, and the time of a step is measured over a few steps on each link (--whole takes
-all of them there). All others train to the target on each link. The default rates are the best of a few that were tried
-on a narrower network, 400 wide: 0.02, 0.05 and 0.1 where gradients are averaged, 0.02 and 0.05 for local steps with a
-slow momentum of 0, 0.3 and 0.5. --ddp-lr, --lr and --beta try others.
+all of them there). All others train to the target on each link. The default rates are the best of those that were
+tried, on a link without limit: 0.0025, 0.005, 0.01 and 0.02 where gradients are averaged, 0.0015 to 0.02 for local
+steps with a slow momentum of 0.3, 0.5 and 0.6. --ddp-lr, --lr and --beta try others.
 """
 
 import argparse
@@ -24,10 +24,11 @@ from benchmarks.slow_network_agent import Outcome, Training
 
 ABOUT = (
     "Until the loss on the same training samples is at most the target. tau: fast steps of a round. steps: of each "
-    "agent to the target. ms/step: wall time of a fast step, syncs and looks at the loss included. seconds: wall time "
-    "to the target. MB sent: by the first node, counted at its interface, headers included. DDP's time: how many times "
-    "as long DDP takes. alone: ms/step over that without communication on the same link. DDP and its hooks are counted "
-    "on a link without limit and timed over a few steps of each link, unless the command says --whole."
+    "agent to the target. ms/step: wall time of a fast step, syncs included. seconds: wall time to the target; the "
+    "clock stands still while agents look at the loss, and what is under way goes on. MB sent: by the first node, "
+    "counted at its interface, headers included. DDP's time: how many times as long DDP takes. alone: ms/step over "
+    "that without communication on the same link. DDP and its hooks are counted on a link without limit and timed over "
+    "a few steps of each link, unless the command says --whole."
 )
 COLUMNS = ("method", "Mbit/s", "tau", "steps", "ms/step", "seconds", "MB sent", "DDP's time", "alone")
 PICTURE = picture.Bars(panels=[["seconds"], ["MB sent"]], by=["Mbit/s", "method"], log=True)
@@ -110,7 +111,7 @@ def _ratio(one: float | None, other: float | None) -> float | None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen."""
     parser.add_argument("--rates", type=float, nargs="+", default=[1000, 100, 20], help="of the links, in Mbit/s")
-    parser.add_argument("--taus", type=int, nargs="+", default=[64, 64, 96], help="fast steps of a round, on each link")
+    parser.add_argument("--taus", type=int, nargs="+", default=[32, 32, 48], help="fast steps of a round, on each link")
     parser.add_argument("--delay", type=float, default=0, help="one way, in milliseconds")
     parser.add_argument("--nodes", type=int, default=2, help="on the network (%(default)s)")
     parser.add_argument("--local", type=int, default=1, help="agents on each node (%(default)s)")
@@ -126,8 +127,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample", type=int, default=6, help="steps of DDP that are timed on each link")
     parser.add_argument("--alone", type=int, default=200, help="steps without communication, for their time")
     parser.add_argument("--whole", action="store_true", help="train with DDP to the target on each link: hours")
-    parser.add_argument("--ddp-lr", type=float, default=0.02, help="where gradients are averaged (%(default)s)")
-    parser.add_argument("--lr", type=float, default=0.02, help="of local steps (%(default)s)")
+    parser.add_argument("--ddp-lr", type=float, default=0.005, help="where gradients are averaged (%(default)s)")
+    parser.add_argument("--lr", type=float, default=0.0025, help="of local steps (%(default)s)")
     parser.add_argument("--beta", type=float, default=0.3, help="slow momentum (%(default)s)")
     parser.add_argument("--timeout", type=float, default=7200, help="seconds for each link (%(default)s)")
 

@@ -50,7 +50,7 @@ class Outcome:
         steps: taken, until the target where there was one.
         loss: on the last look.
         warm_up: steps until all take equally long.
-        seconds: since the start, after each step; looks at the loss count.
+        seconds: since the start, after each step; the clock stands still in looks at the loss.
         sent: bytes that have left the first agent's node, after each step.
     """
 
@@ -127,12 +127,14 @@ def train(contender: Contender, course: Course, asked: Training) -> Outcome:
     seconds, sent, loss = [], [], None
     batches = course.batches()
     dist.barrier()
-    start, before = time.perf_counter(), network.bytes_sent()
+    start, before, looking = time.perf_counter(), network.bytes_sent(), 0.0
     for step in range(1, asked.steps + 1):
         contender.step(course.task.loss, next(batches))
+        seconds.append(time.perf_counter() - start - looking)
         if contender.is_due(step):
+            begun = time.perf_counter()
             loss = course.loss(contender)
-        seconds.append(time.perf_counter() - start)
+            looking += time.perf_counter() - begun
         sent.append(network.bytes_sent() - before)
         if asked.target is not None and loss is not None and loss <= asked.target:
             break

@@ -27,6 +27,7 @@ Reference: arXiv 1901.09847 (error feedback), 1905.05957 (in both directions), t
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -163,7 +164,9 @@ class Quantised:
         for part in _pieces(rows.shape, 2 * self.block):
             scales, whole = (code[:, place] for place in self._places(part, length))
             steps = whole.view(torch.int8) if self.bits == 8 else unpack(whole)[:, : part.stop - part.start]
-            values = self._in_blocks(steps / self.top) * _as_numbers(scales, torch.float32)[:, :, None]
+            # As numbers first: torch divides whole ones much more slowly.
+            values = self._in_blocks(steps.float().div_(self.top))
+            values = values.mul_(_as_numbers(scales, torch.float32)[:, :, None])
             rows[:, part].add_(values.flatten(1)[:, : part.stop - part.start], alpha=sign)
 
     def _encode(self, rows: Tensor, random: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -199,7 +202,9 @@ class Quantised:
     def _in_blocks(self, rows: Tensor) -> Tensor:
         """Cut rows (R, D) into blocks (R, B, block), the last one filled up with zeros."""
         blocks = self._blocks(rows.shape[1])
-        return pad(rows, (0, blocks * self.block - rows.shape[1])).view(len(rows), blocks, self.block)
+        missing = blocks * self.block - rows.shape[1]
+        whole = pad(rows, (0, missing)) if missing else rows  # padding with nothing makes a copy
+        return whole.view(len(rows), blocks, self.block)
 
 
 @dataclass(frozen=True)
@@ -281,14 +286,21 @@ def pack(whole: Tensor) -> Tensor:
         >>> unpack(pack(torch.tensor([[-8, 7, 1]], dtype=torch.int8)))
         tensor([[-8,  7,  1,  0]], dtype=torch.int8)
     """
-    shifted = (pad(whole, (0, whole.shape[1] % 2)) + 8).view(torch.uint8)
-    return shifted[:, ::2] | (shifted[:, 1::2] << 4)
+    pairs = _halves((pad(whole, (0, whole.shape[1] % 2)) + 8).view(torch.int16))
+    return (pairs | (pairs >> 4)).to(torch.uint8)  # of each pair the lower byte
 
 
 def unpack(packed: Tensor) -> Tensor:
     """Return the whole numbers, (R, 2 B) int8, of packed ones (R, B): a last one of 0 where their number was odd."""
-    shifted = torch.stack((packed & 15, packed >> 4), dim=2).flatten(1)
-    return shifted.view(torch.int8) - 8
+    pairs = packed.to(torch.int16)
+    return _halves((pairs | (pairs << 4)) & 0x0F0F).view(torch.int8) - 8
+
+
+def _halves(pairs: Tensor) -> Tensor:
+    """Return pairs of bytes with the first of them as the lower half, whatever the machine's order is."""
+    if sys.byteorder == "little":
+        return pairs
+    return pairs.view(torch.uint8).unflatten(1, (-1, 2)).flip(2).flatten(1).view(torch.int16)
 
 
 def _as_numbers(code: Tensor, dtype: torch.dtype) -> Tensor:
