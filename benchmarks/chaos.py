@@ -32,8 +32,8 @@ from rich.progress import track
 
 from benchmarks import network, picture, report
 from benchmarks.chaos_agent import Course, rows, train
-from dist_lookahead.comm.membership import connect, serve
-from dist_lookahead.survivors import JOINS, NAME, STORE, TOKEN, first_name
+from dist_lookahead.survivors.agents import JOINS, NAME, STORE, TOKEN, first_name
+from dist_lookahead.survivors.membership import connect, serve
 
 FORK = multiprocessing.get_context("fork")  # an agent need not import torch anew
 FAULTS = ("kill", "stop", "cut", "poison")

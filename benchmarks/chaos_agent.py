@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dist_lookahead import DistributedLookahead, Guard, slowmo
-from dist_lookahead.survivors import NAME, Survivors
+from dist_lookahead.survivors.agents import NAME, Survivors
 from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.sampler import BatchSampler
 

@@ -16,8 +16,8 @@ from processes import CONTEXT, wait
 from torch import Tensor, nn
 
 from dist_lookahead import DistributedLookahead, Level
-from dist_lookahead.comm.membership import serve
-from dist_lookahead.survivors import JOINS, NAME, STORE, TOKEN, Survivors, first_name
+from dist_lookahead.survivors.agents import JOINS, NAME, STORE, TOKEN, Survivors, first_name
+from dist_lookahead.survivors.membership import serve
 
 LR, WIDTH, LIMIT = 0.1, 5, 60.0
 Event = Callable[[Survivors, DistributedLookahead], None]

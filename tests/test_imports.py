@@ -54,7 +54,13 @@ MAY_IMPORT = {
         ),
     },
 }
-MAY_BE_DISTRIBUTED = ("comm.part_sums", "comm.process_group", "sharded", "train")  # `sharded` knows split parameters
+MAY_BE_DISTRIBUTED = (
+    "comm.part_sums",
+    "comm.process_group",
+    "sharded",
+    "survivors",
+    "train",
+)  # `sharded` knows split parameters
 
 
 def module_name(path: Path) -> str:

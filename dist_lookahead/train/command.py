@@ -17,10 +17,10 @@ from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.failure import SyncError
 from dist_lookahead.figures.registry import FIGURES, chosen, descriptions
 from dist_lookahead.guard import PoisonedError
-from dist_lookahead.launcher import add_launch
 from dist_lookahead.planner.advice import EXPOSED
 from dist_lookahead.same_weights import WeightsDifferError
 from dist_lookahead.stability import instabilities
+from dist_lookahead.survivors.launcher import add_launch
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.comparison import X
 from dist_lookahead.train.comparison_report import write_comparison

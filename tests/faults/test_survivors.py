@@ -26,7 +26,7 @@ from dist_lookahead import (
     overlapped_local_sgd,
     slowmo,
 )
-from dist_lookahead.comm.membership import LeftOut, Membership
+from dist_lookahead.survivors.membership import LeftOut, Membership
 
 pytestmark = pytest.mark.timeout(120)
 ALPHA, BETA, TAU = 0.5, 0.5, 4

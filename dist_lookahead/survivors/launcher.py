@@ -17,8 +17,8 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from dist_lookahead.comm.membership import connect, serve
-from dist_lookahead.survivors import JOINS, NAME, STORE, TOKEN, first_name
+from dist_lookahead.survivors.agents import JOINS, NAME, STORE, TOKEN, first_name
+from dist_lookahead.survivors.membership import connect, serve
 
 _log = logging.getLogger(__name__)
 

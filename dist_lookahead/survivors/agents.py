@@ -21,11 +21,11 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from dist_lookahead.comm.communicator import CollectiveError
-from dist_lookahead.comm.membership import Generation, LeftOut, Membership, connect
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.failure import SyncError
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.optimizer import DistributedLookahead
+from dist_lookahead.survivors.membership import Generation, LeftOut, Membership, connect
 
 _log = logging.getLogger(__name__)
 
