@@ -114,9 +114,9 @@ class Chaos:
     def _hurt_somebody(
         self, drawn: random.Random, alive: Sequence[str], now: float, later: list[tuple[float, Callable[[], None]]]
     ) -> None:
-        """One agent at least is left in peace at any time: a training of nobody cannot go on."""
-        there = {name for _, row in rows(self.course.folder) for name in row["members"]}
-        well = [name for name in alive if self._hurt.get(name, 0.0) < now and name in there]
+        """One agent at least has synced since it was hit last, and is left in peace: nobody can go on from nothing."""
+        synced = {name: row["time"] for name, row in rows(self.course.folder)}
+        well = [name for name in alive if synced.get(name, 0.0) > self._hurt.get(name, 0.0)]
         if len(well) < 2:
             return
         kind, name = drawn.choice(FAULTS), drawn.choice(well)
@@ -135,7 +135,7 @@ class Chaos:
             later.append((now + seconds, lambda: self._link(node, up=True)))
         else:
             os.kill(process.pid, signal.SIGUSR1)
-        self._hurt[name] = now + seconds
+        self._hurt[name] = time.time() + seconds
         self.happened.append((time.time(), kind, name))
 
     def _join(self, node: int) -> None:

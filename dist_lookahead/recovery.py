@@ -1,9 +1,9 @@
 """Going on with other agents: what a stack needs where some are lost, or new ones come.
 
 The levels are bound anew to the agents that are there now. Agent 0 is one of those that have come furthest. An agent
-that has not landed a sync which agent 0 has, as a new one has landed none, takes its slow weights, slow momentum, fast
-weights and counters; all others go on from their own fast weights. So a sync that has failed on all of them can be done
-again over those that are left, as if the others had never been there.
+that has not landed a sync which agent 0 has, as a new one has landed none, takes its slow weights, slow momentum and
+counters, and goes on from the slow weights; all others go on from their own fast weights. So a sync that has failed on
+all of them can be done again over those that are left, as if the others had never been there.
 """
 
 import json
@@ -114,12 +114,16 @@ def _hand_over_weights(stack: LevelStack, behind: Sequence[bool], wanted: Sequen
     agents, bounds = stack.communicator, stack.bound
     buckets = stack.inventory.of([bound for bound, asked in zip(bounds, wanted, strict=True) if asked])
     mine = stack.inventory.of([bound for bound, late in zip(bounds, behind, strict=True) if late])
-    for bucket in buckets:
-        yield from _offer(agents, bucket.weights, take=bucket in mine)
-    stack.inventory.scatter(mine)
     for bound, asked, late in zip(bounds, wanted, behind, strict=True):
         for kept in (*bound.slow, *bound.momentum) if asked else ():
             yield from _offer(agents, kept, take=late)
+    for bucket in buckets:
+        outermost = stack.inventory.outermost(bucket)
+        if not outermost.slow:  # else those: agent 0's own may have moved since, or not be finite
+            yield from _offer(agents, bucket.weights, take=bucket in mine)
+        elif bucket in mine:
+            bucket.weights.copy_(outermost.slow[outermost.buckets.index(bucket)][: bucket.weights_end])
+    stack.inventory.scatter(mine)
     if any(wanted):
         for tensor in stack.inventory.untrained():
             yield from _offer(agents, tensor, take=any(behind))

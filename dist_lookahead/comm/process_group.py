@@ -60,6 +60,7 @@ class ProcessGroupCommunicator:
     Attributes:
         members: of the group, by their numbers in the world.
         ranks: of the world's agents among all processes.
+        roll_call: seconds for which the survivors of a failure wait for each other's sign of life.
 
     Raises:
         ValueError: without a process group, and for a mesh of another size or order of ranks.
@@ -75,7 +76,7 @@ class ProcessGroupCommunicator:
             )
         self._torch_mesh = mesh if isinstance(mesh, DeviceMesh) else None
         self._whole: ProcessGroupCommunicator | None = None
-        self._roll_call = roll_call
+        self.roll_call = roll_call
         self.ranks = tuple(range(self.mesh.size))
         self._settle(WORLD, None, lambda: dist.group.WORLD)
         self._generation = self._agree_on_generation()
@@ -228,13 +229,13 @@ class ProcessGroupCommunicator:
 
     def absent_ranks(self) -> tuple[int, ...]:
         """After a failure: sign in at the rendezvous store; return the group's ranks that do not, () if unknown."""
-        if not self._roll_call:
+        if not self._world.roll_call:
             return ()
         try:
             store = dist.distributed_c10d._get_default_store()
             prefix = f"dist_lookahead/{self._world._generation}/failed of {'-'.join(map(str, self.ranks))}"
             store.set(f"{prefix}/{self._world.rank}", "1")
-            deadline = time.monotonic() + self._roll_call
+            deadline = time.monotonic() + self._world.roll_call
             absent = self.members
             while absent and time.monotonic() < deadline:
                 absent = tuple(r for r in absent if not store.check([f"{prefix}/{r}"]))

@@ -85,6 +85,8 @@ class Survivors:
         """Before the first step: an agent that joins later waits for the others' next sync, and takes their state."""
         if not self.generation.members:
             self._regroup(optimizer, self._membership.join)
+        elif isinstance(optimizer.stack.communicator, ProcessGroupCommunicator):
+            optimizer.stack.communicator.roll_call = 0  # the members' agreement says who is lost
 
     def step(self, optimizer: DistributedLookahead, closure: Callable[[], float] | None = None) -> None:
         """Take a fast step; at a sync, go on without those that are lost, and with those that have come.
@@ -98,7 +100,7 @@ class Survivors:
         whole = self.attempt(lambda: optimizer.step(closure))
         told_of_newcomer = NEWCOMER in stack.flags and stack.bound[-1].landed == stack.clock
         if not whole or told_of_newcomer:
-            self.regroup(optimizer)
+            self.regroup(optimizer, newcomers=whole)
 
     def attempt(self, communicate: Callable[[], object]) -> bool:
         """Return whether something came to its end; not, where an agent was lost meanwhile: then `regroup`."""
@@ -109,12 +111,19 @@ class Survivors:
             return False  # the error, and with it what it holds of the group, is gone before anybody recovers
         return True
 
-    def regroup(self, optimizer: DistributedLookahead) -> None:
-        """Agree on who is there, and go on with them; all agents that are left come here."""
+    def regroup(self, optimizer: DistributedLookahead, *, newcomers: bool = False) -> None:
+        """Agree on who is there, and go on with them; all agents that are left come here.
+
+        Args:
+            optimizer: of this agent.
+            newcomers: whether to take in agents that want to join: not before a sync that has failed is done again,
+                in whose round they have taken no steps.
+        """
         stack = optimizer.stack
 
         def agree() -> Generation:
-            return self._membership.agree([sum(bound.rounds for bound in stack.bound), stack.clock])
+            progress = [sum(bound.rounds for bound in stack.bound), stack.clock]
+            return self._membership.agree(progress, newcomers=newcomers)
 
         self._regroup(optimizer, agree)
 

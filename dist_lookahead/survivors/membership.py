@@ -65,21 +65,25 @@ class Membership:
         self._signs = _SignsOfLife(beats, name, members)
         self._knocks_heard = self._knocks()
 
-    def agree(self, progress: Progress) -> Generation:
+    def agree(self, progress: Progress, *, newcomers: bool = False) -> Generation:
         """Return the next generation; all members come here, and those that want to join are in `join`.
 
         Args:
             progress: how far this agent has come; who has come furthest is first.
+            newcomers: whether those that want to join are taken in.
 
         Raises:
             LeftOut: the others have agreed without this agent.
         """
         number = self.generation.number + 1
+        since = self._knocks_heard
+        if newcomers:  # who is too late for this list knocks again
+            self._knocks_heard = self._knocks()
         self._sign_in(number, progress)
         while not self._store.check([_list(number)]):
             here = self._here(number, self.generation.members)
             if all(member in here or self._is_gone(member) for member in self.generation.members):
-                self._propose(number, {**here, **self._here(number, self._newcomers())})
+                self._propose(number, {**here, **self._here(number, self._newcomers(since) if newcomers else [])})
             time.sleep(LOOK_SECONDS)
         return self._enter(number)
 
@@ -88,7 +92,8 @@ class Membership:
         while True:
             number = self._number() + 1
             self._sign_in(number, [-1])
-            self._store.set(f"newcomer/{self._store.add('newcomers', 1)}", self.name)
+            self._knocks_heard = self._store.add("newcomers", 1)
+            self._store.set(f"newcomer/{self._knocks_heard}", self.name)
             while not self._store.check([_list(number)]):
                 time.sleep(LOOK_SECONDS)
             with contextlib.suppress(LeftOut):  # it came while the list was written
@@ -109,7 +114,6 @@ class Membership:
         self._store.set("number", str(number))
         if self.name not in members:
             raise LeftOut(f"agent {self.name!r} was taken for lost, and the others go on without it: {members}")
-        self._knocks_heard = self._knocks()
         self._signs.watch(members)
         self.generation = Generation(number, members)
         return self.generation
@@ -127,8 +131,8 @@ class Membership:
         signed = [name for name in names if self._store.check([f"{number}/here/{name}"])]
         return {name: _read_progress(self._store.get(f"{number}/here/{name}")) for name in signed}
 
-    def _newcomers(self) -> list[str]:
-        keys = [f"newcomer/{place}" for place in range(1, min(self._knocks(), MOST) + 1)]
+    def _newcomers(self, since: int) -> list[str]:
+        keys = [f"newcomer/{place}" for place in range(since, self._knocks() + 1)][-MOST:]
         # Who knocks counts itself first, and says its name then.
         names = [self._store.get(key).decode(errors="replace") for key in keys if self._store.check([key])]
         return [name for name in dict.fromkeys(names) if not self._store.check([f"gone/{name}"])]
