@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import network, picture, report
-from benchmarks.chaos_agent import Course, rows, train
+from benchmarks.chaos_agent import CAME_TOO_LATE, Course, rows, train
 from dist_lookahead.survivors.agents import JOINS, NAME, STORE, TOKEN, first_name
 from dist_lookahead.survivors.membership import connect, serve
 
@@ -40,7 +40,7 @@ FAULTS = ("kill", "stop", "cut", "poison")
 LONGEST = {"stop": 8.0, "cut": 8.0}  # seconds
 BETWEEN = (1.0, 3.0)  # seconds from one fault to the next
 SECRET = "chaos"
-NEW_NETWORK = 0x40000000  # CLONE_NEWNET
+NEW_NETWORK, NEW_MOUNTS = 0x40000000, 0x00020000  # CLONE_NEWNET, CLONE_NEWNS
 
 ABOUT = (
     "Per run: faults: how many of each kind happened. lost: fast steps of some agent that went into no average, the "
@@ -168,8 +168,8 @@ class Chaos:
 
 def verdict(course: Course, statuses: dict[str, int | None]) -> str:
     """Say what is wrong with a run that has ended, or "well"."""
-    failed = {name: status for name, status in statuses.items() if status not in (0, -signal.SIGKILL)}
-    if failed:
+    failed = {name: status for name, status in statuses.items() if status not in (0, CAME_TOO_LATE, -signal.SIGKILL)}
+    if failed or 0 not in statuses.values():
         return f"failed: {failed}"
     held: dict[int, set[str]] = {}
     for _, row in rows(course.folder):
@@ -216,10 +216,14 @@ def _keep(host: str, parent: Any) -> None:
 
 
 def _on_node(namespace: str, environment: dict[str, str], work: Callable[..., None], *arguments: Any) -> None:
-    """Work inside a node."""
+    """Work inside a node, as `ip netns exec` would: with its network, and its names of addresses."""
+    system = ctypes.CDLL(None, use_errno=True)
     with (network.NAMESPACES / namespace).open() as file:
-        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), NEW_NETWORK):
+        if system.setns(file.fileno(), NEW_NETWORK) or system.unshare(NEW_MOUNTS):
             raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {namespace}")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    for path in (network.FILES / namespace).iterdir():
+        subprocess.run(["mount", "--bind", path, Path("/etc", path.name)], check=True)
     os.environ.update(environment)
     log = os.environ.get("CHAOS_LOG")
     target = os.open(log or os.devnull, os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +17,12 @@ from torch import nn
 
 from dist_lookahead import DistributedLookahead, Guard, slowmo
 from dist_lookahead.survivors.agents import NAME, Survivors
+from dist_lookahead.survivors.membership import LeftOut
 from dist_lookahead.tasks.vision import VisionTask
 from dist_lookahead.train.sampler import BatchSampler
 
 WIDTH, BATCH, LR, BETA, SEED = 64, 16, 0.02, 0.3, 1
+CAME_TOO_LATE = 3  # exit status of an agent that was cut off or stopped, and came back after the end
 LOOKED_AT = 512  # training samples whose loss is the last one
 
 
@@ -46,6 +50,15 @@ class Course:
 def train(course: Course) -> None:
     """Train, and write one line for each sync: when, after which step, with whom, and a checksum of the weights."""
     torch.set_num_threads(1)
+    logging.basicConfig(format=f"%(asctime)s.%(msecs)03d {os.environ[NAME]}: %(message)s", datefmt="%X", force=True)
+    try:
+        _train(course)
+    except LeftOut as error:
+        logging.warning("%s", error)
+        sys.exit(CAME_TOO_LATE)
+
+
+def _train(course: Course) -> None:
     task = VisionTask(data="digits", model="mlp")
     agents = Survivors.from_environment(timeout=course.timeout, silence=course.silence)
     torch.manual_seed(SEED)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import CONTEXT, wait
+from processes import CONTEXT
 from torch import Tensor, nn
 
 from dist_lookahead import DistributedLookahead, Level
 from dist_lookahead.survivors.agents import JOINS, NAME, STORE, TOKEN, Survivors, first_name
-from dist_lookahead.survivors.membership import serve
+from dist_lookahead.survivors.membership import connect, serve
 
-LR, WIDTH, LIMIT = 0.1, 5, 60.0
+LR, WIDTH, LIMIT, TOKEN_HERE = 0.1, 5, 60.0, "test"
 Event = Callable[[Survivors, DistributedLookahead], None]
 
 
@@ -77,7 +78,7 @@ def rows(log: Path, name: str) -> list[dict[str, Any]]:
 def started(work: Callable[..., None], agents: int, *arguments: Any) -> Iterator["Started"]:
     """Start agents, of which some may be lost; all have ended afterwards."""
     kept, port = serve("127.0.0.1", 0)
-    begun = Started(work, arguments, f"127.0.0.1:{port}")
+    begun = Started(work, arguments, port)
     try:
         for rank in range(agents):
             begun.start(first_name(rank), {"RANK": str(rank), "WORLD_SIZE": str(agents)})
@@ -90,13 +91,14 @@ def started(work: Callable[..., None], agents: int, *arguments: Any) -> Iterator
 class Started:
     """Processes by name."""
 
-    def __init__(self, work: Callable[..., None], arguments: Sequence[Any], store: str) -> None:
-        self._work, self._arguments, self._store = work, arguments, store
+    def __init__(self, work: Callable[..., None], arguments: Sequence[Any], port: int) -> None:
+        self._work, self._arguments, self._address = work, arguments, ("127.0.0.1", port)
         self.processes: dict[str, BaseProcess] = {}
 
     def start(self, name: str, place: Mapping[str, str]) -> None:
         """Start one more."""
-        environment = {STORE: self._store, TOKEN: "test", NAME: name, "GLOO_SOCKET_IFNAME": "lo", **place}
+        address = ":".join(map(str, self._address))
+        environment = {STORE: address, TOKEN: TOKEN_HERE, NAME: name, "GLOO_SOCKET_IFNAME": "lo", **place}
         self.processes[name] = CONTEXT.Process(target=_enter, args=(environment, self._work, self._arguments))
         self.processes[name].start()
 
@@ -105,8 +107,14 @@ class Started:
         self.start(name, {JOINS: "1"})
 
     def end(self) -> dict[str, int | None]:
-        """Wait for all, and return how they ended."""
-        assert not wait(list(self.processes.values()), LIMIT), "agents hang"
+        """Wait for all, and return how they ended; of those that are killed the others are told, as by the launcher."""
+        store, deadline = connect(*self._address, TOKEN_HERE, timeout=LIMIT), time.monotonic() + LIMIT
+        while any(process.exitcode is None for process in self.processes.values()):
+            assert time.monotonic() < deadline, "agents hang"
+            for name, process in self.processes.items():
+                if process.exitcode:
+                    store.set(f"gone/{name}", "1")
+            time.sleep(0.02)
         return {name: process.exitcode for name, process in self.processes.items()}
 
     def kill(self) -> None:

@@ -64,6 +64,8 @@ class Membership:
         self.generation = Generation(0, tuple(members))
         self._signs = _SignsOfLife(beats, name, members)
         self._knocks_heard = self._knocks()
+        if members:
+            self._store.compare_set(_list(0), "", json.dumps(list(members)))
 
     def agree(self, progress: Progress, *, newcomers: bool = False) -> Generation:
         """Return the next generation; all members come here, and those that want to join are in `join`.
@@ -88,13 +90,23 @@ class Membership:
         return self._enter(number)
 
     def join(self) -> Generation:
-        """Return the first generation that has taken this agent in; waits until the members come to agree."""
+        """Return the first generation that has taken this agent in; waits until the members come to agree.
+
+        Raises:
+            LeftOut: there are no members any more.
+        """
         while True:
             number = self._number() + 1
+            members = _read_list(self._store.get(_list(number - 1)))
+            self._signs.watch(members)
             self._sign_in(number, [-1])
             self._knocks_heard = self._store.add("newcomers", 1)
             self._store.set(f"newcomer/{self._knocks_heard}", self.name)
             while not self._store.check([_list(number)]):
+                if all(map(self._is_gone, members)):
+                    raise LeftOut(
+                        f"nobody is left whom agent {self.name!r} could join: {members} have ended, or are lost"
+                    )
                 time.sleep(LOOK_SECONDS)
             with contextlib.suppress(LeftOut):  # it came while the list was written
                 return self._enter(number)

@@ -31,7 +31,7 @@ from dist_lookahead.survivors.membership import LeftOut, Membership
 pytestmark = pytest.mark.timeout(120)
 ALPHA, BETA, TAU = 0.5, 0.5, 4
 LEVELS = [Level(Every(TAU), Exact(), Pull(ALPHA, BETA))]
-QUICK = {"timeout": 10.0, "silence": 2.0}
+PATIENT = {"timeout": 20.0, "silence": 20.0}
 
 
 def replayed(members: Sequence[Sequence[str]]) -> list[Tensor]:
@@ -48,7 +48,7 @@ def replayed(members: Sequence[Sequence[str]]) -> list[Tensor]:
 
 def test_a_killed_agent_is_as_if_it_had_not_been_there_in_its_last_round(tmp_path: Path) -> None:
     event = dies("agent-1", before=7)
-    with started(descend, 3, LEVELS, 16, tmp_path, event, QUICK) as agents:
+    with started(descend, 3, LEVELS, 16, tmp_path, event, PATIENT) as agents:
         assert agents.end() == {"agent-0": 0, "agent-1": -signal.SIGKILL, "agent-2": 0}
     everybody, left = ["agent-0", "agent-1", "agent-2"], ["agent-0", "agent-2"]
     expected = replayed([everybody, left, left, left])
@@ -63,7 +63,7 @@ def test_a_killed_agent_is_as_if_it_had_not_been_there_in_its_last_round(tmp_pat
 def test_a_new_agent_takes_the_state_of_the_others_at_their_next_sync(tmp_path: Path) -> None:
     # Agents wait before a step until the new one is there, so that its round does not depend on the machine's load.
     event = partial(waits_for_newcomer, tmp_path)
-    with started(descend, 2, LEVELS, 20, tmp_path, event, QUICK) as agents:
+    with started(descend, 2, LEVELS, 20, tmp_path, event, PATIENT) as agents:
         wait_until(lambda: len(rows(tmp_path, "agent-0")) >= 1)
         agents.join_later("late")
         assert set(agents.end().values()) == {0}
@@ -86,7 +86,7 @@ def waits_for_newcomer(log: Path, agents: object, optimizer: DistributedLookahea
 
 def test_an_agent_that_stood_still_is_left_out_and_joins_again(tmp_path: Path) -> None:
     event = partial(stands_still, tmp_path)
-    with started(descend, 2, LEVELS, 40, tmp_path, event, {"timeout": 1.0, "silence": 1.5}) as agents:
+    with started(descend, 2, LEVELS, 40, tmp_path, event, {"timeout": 1.0, "silence": 3.0}) as agents:
         wait_until((tmp_path / "still").exists)
         wait_until(lambda: len(rows(tmp_path, "agent-0")) >= 3)
         pid = agents.processes["agent-1"].pid
@@ -122,7 +122,7 @@ def stands_still(log: Path, agents: object, optimizer: DistributedLookahead) -> 
     ids=["copies", "codes", "overlapped", "two levels"],
 )
 def test_all_agree_afterwards_whatever_the_levels(levels: Sequence[Level], tmp_path: Path) -> None:
-    with started(descend, 3, levels, 12, tmp_path, dies("agent-2", before=6), QUICK) as agents:
+    with started(descend, 3, levels, 12, tmp_path, dies("agent-2", before=6), PATIENT) as agents:
         assert agents.end() == {"agent-0": 0, "agent-1": 0, "agent-2": -signal.SIGKILL}
     last = [rows(tmp_path, name)[-1] for name in ("agent-0", "agent-1")]
     assert last[0]["members"] == ["agent-0", "agent-1"]
@@ -150,8 +150,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from surviving import descend
-from faults.test_survivors import LEVELS, QUICK, dies_and_is_waited_for
-descend(LEVELS, 16, Path(sys.argv[1]), dies_and_is_waited_for, QUICK)
+from faults.test_survivors import LEVELS, PATIENT, dies_and_is_waited_for
+descend(LEVELS, 16, Path(sys.argv[1]), dies_and_is_waited_for, PATIENT)
 """
 
 
