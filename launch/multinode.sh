@@ -6,6 +6,8 @@
 #   srun --nodes 2 --ntasks-per-node 1 launch/multinode.sh configs/imagenet/slowmo.yaml
 #
 # RESTARTS=3 starts all agents again after a fault, three times at most: they go on from the last checkpoint.
+# NODES=2:4 begins with two to four nodes, and goes on with those that are left or have come, at least two: each such
+# change is a restart; give RESTARTS and --set faults.agents=elastic.
 # HOST is one of the nodes: the one whose host name it is keeps the rendezvous store.
 # INTERFACE=eth1 keeps the collectives to one network interface, such as that of a private network.
 # The results are written by agent 0; checkpoints by every agent, into the same path on each node, which may be a
@@ -13,7 +15,7 @@
 set -euo pipefail
 
 if [ $# -lt 1 ]; then
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 
@@ -23,7 +25,7 @@ if [ -n "${SLURM_JOB_NODELIST:-}" ]; then
     RENDEZVOUS=${RENDEZVOUS:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))}
 fi
 : "${RENDEZVOUS:?give HOST:PORT of the rendezvous, for instance RENDEZVOUS=node0:29400}"
-: "${NODES:?give the number of nodes, for instance NODES=2}"
+: "${NODES:?give the number of nodes, for instance NODES=2, or NODES=2:4 for two to four}"
 
 # One agent per GPU, or one per node where there is none.
 if [ -z "${AGENTS:-}" ]; then
