@@ -77,6 +77,22 @@ def load(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
         bound.flight = _flight(state.get("flight", ()))
 
 
+def for_other_agents(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a state that was saved at a sync of all levels as `load` takes it among another number of agents.
+
+    What codes have lost is dropped: its parts belong to as many agents as there were.
+
+    Args:
+        bounds: the levels here; none is sharded.
+        saved: what `save` has returned there.
+    """
+    own = save(bounds)
+    return [
+        {**state, "owned": here["owned"], "residuals": here["residuals"]}
+        for state, here in zip(saved, own, strict=True)
+    ]
+
+
 def require_levels(bounds: Sequence[BoundLevel], saved: Sequence[dict[str, Any]]) -> None:
     """Refuse the state of other levels."""
     given, here = [state["level"] for state in saved], [to_plain(bound.level) for bound in bounds]

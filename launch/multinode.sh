@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Train over several nodes: run the same command on every node, or once under Slurm's srun.
 #
-#   RENDEZVOUS=HOST:PORT NODES=N [AGENTS=PER_NODE] launch/multinode.sh FILE [--set KEY=VALUE ...] [--resume]
+#   RENDEZVOUS=HOST:PORT NODES=N [AGENTS=PER_NODE] [RESTARTS=N] launch/multinode.sh FILE [--set KEY=VALUE ...] [--resume]
 #   RENDEZVOUS=node0:29400 NODES=2 AGENTS=8 launch/multinode.sh configs/imagenet/slowmo.yaml --set data.path=/data/imagenet
 #   srun --nodes 2 --ntasks-per-node 1 launch/multinode.sh configs/imagenet/slowmo.yaml
 #
+# RESTARTS=3 starts all agents again after a fault, three times at most: they go on from the last checkpoint.
+# NODES=2:4 begins with two to four nodes, and goes on with those that are left or have come, at least two: each such
+# change is a restart; give RESTARTS and --set faults.agents=elastic.
 # HOST is one of the nodes: the one whose host name it is keeps the rendezvous store.
 # INTERFACE=eth1 keeps the collectives to one network interface, such as that of a private network.
 # The results are written by agent 0; checkpoints by every agent, into the same path on each node, which may be a
@@ -12,7 +15,7 @@
 set -euo pipefail
 
 if [ $# -lt 1 ]; then
-    sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 
@@ -22,7 +25,7 @@ if [ -n "${SLURM_JOB_NODELIST:-}" ]; then
     RENDEZVOUS=${RENDEZVOUS:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))}
 fi
 : "${RENDEZVOUS:?give HOST:PORT of the rendezvous, for instance RENDEZVOUS=node0:29400}"
-: "${NODES:?give the number of nodes, for instance NODES=2}"
+: "${NODES:?give the number of nodes, for instance NODES=2, or NODES=2:4 for two to four}"
 
 # One agent per GPU, or one per node where there is none.
 if [ -z "${AGENTS:-}" ]; then
@@ -41,6 +44,6 @@ fi
 here=$(cd "$(dirname "$0")/.." && pwd)
 torchrun=$(command -v torchrun || echo "$here/.venv/bin/torchrun")
 
-exec "$torchrun" --nnodes "$NODES" --nproc-per-node "$AGENTS" \
+exec "$torchrun" --nnodes "$NODES" --nproc-per-node "$AGENTS" --max-restarts "${RESTARTS:-0}" \
     --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "${SLURM_JOB_ID:-dist-lookahead}" \
     -m dist_lookahead train "$@"

@@ -19,6 +19,7 @@ from processes import CONTEXT, wait
 
 from dist_lookahead.train.config import Config
 
+ROOT = Path(__file__).parents[1]
 LIMIT = 100.0  # seconds for a whole command
 
 
@@ -135,6 +136,19 @@ def _as_main(
     multiprocessing.set_start_method(None, force=True)  # a program's own, where this process was told of the server
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def launched(script: str, arguments: list[str], folder: Path, **environment: str) -> list[str]:
+    """Run a launcher with a torchrun that writes down its arguments."""
+    fake = folder / "bin" / "torchrun"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nfor argument; do printf "%s\\0" "$argument"; done > "$SEEN"\n')
+    fake.chmod(0o755)
+    seen = folder / "seen"
+    path = f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+    own = {**os.environ, "PATH": path, "SEEN": str(seen), **environment}
+    subprocess.run([ROOT / "launch" / script, *arguments], cwd=folder, env=own, check=True, timeout=30)
+    return seen.read_text().split("\0")[:-1]
 
 
 def train_in_processes(config: Config, processes: int) -> str:

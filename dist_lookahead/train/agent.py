@@ -21,6 +21,7 @@ from dist_lookahead.train.config import Config
 from dist_lookahead.train.config_mesh import is_watchable
 from dist_lookahead.train.data_parallel import AXIS, count_bytes, shared
 from dist_lookahead.train.dynamics import Dynamics
+from dist_lookahead.train.eras import Eras
 from dist_lookahead.train.fast_step import play
 from dist_lookahead.train.inner_loop import InnerLoop, spread_evenly
 from dist_lookahead.train.memory import memory_of, memory_restored, remember
@@ -93,9 +94,11 @@ class Agent:
         """Whether a sync of the last level landed after the last fast step."""
         return self.optimizer.stack.bound[-1].landed == self.step > 0
 
-    def begin(self, step: int) -> None:
-        """Prepare the first fast step of this process."""
+    def begin(self, step: int, eras: Eras) -> None:
+        """Prepare the first fast step of this process, with the samples that agents have not read before."""
         self.step = step
+        before = eras.turns(eras.since) * self.config.feed.batch_size
+        self._sampler = replace(self._sampler, since=eras.since, before=before)
         if step == 0 and self.dynamics:
             self.dynamics.begin(self.optimizer.stack.buckets)
         feed, batches = self.config.feed, replace(self._sampler, start=step)

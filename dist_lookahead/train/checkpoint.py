@@ -8,26 +8,27 @@ not a checkpoint. Agents need neither a collective nor a common file system; the
 `newest_common`.
 """
 
-import hashlib
-import io
 import logging
-import os
-import pickle
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dist_lookahead.train.checkpoint_file import (
+    CheckpointFile,
+    files_in,
+    read_state,
+    refuse_objects,
+    step_folders,
+    sync_directory,
+    unfinished_in,
+    write_durably,
+)
 from dist_lookahead.train.checkpoint_survey import Survey
 
 _log = logging.getLogger(__name__)
-
-_FOLDER = re.compile(r"step-(\d{8,})")
-_WHOLE = re.compile(r"agent-(\d+)-of-(\d+)-([0-9a-f]{16})\.pt")
 
 
 def newest_common(steps_by_agent: Sequence[Sequence[int]]) -> int | None:
@@ -43,36 +44,16 @@ def newest_common(steps_by_agent: Sequence[Sequence[int]]) -> int | None:
     return max(set.intersection(*map(set, steps_by_agent)), default=None)
 
 
-def agents_in(directory: str | Path) -> int:
-    """Return the number of agents whose checkpoints a directory holds.
+def agents_in(directory: str | Path, step: int | None = None) -> int:
+    """Return the number of agents of the checkpoint of a fast step in a directory, without such a one of the newest.
 
     Raises:
         ValueError: if there is none.
     """
-    for path in sorted(Path(directory).glob("step-*/agent-*.pt")):
-        if match := _WHOLE.fullmatch(path.name):
-            return int(match[2])
+    found = [(file.step == step, file.step, file.agents) for file in files_in(Path(directory))]
+    if found:
+        return max(found)[2]
     raise ValueError(f"{directory} holds no checkpoints: give the folder of a run, such as runs/digits-slowmo")
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """One file of this agent; one that has no checksum yet is unfinished."""
-
-    step: int
-    path: Path
-    checksum: str | None
-
-    def fault(self) -> str | None:
-        """Return why it cannot be used, or None if it is whole; reads all of it."""
-        if self.checksum is None:
-            return "unfinished, its writer was stopped"
-        try:
-            with self.path.open("rb") as file:
-                actual = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:  # a bad sector, for example
-            return f"unreadable, {error.strerror}"
-        return None if actual.startswith(self.checksum) else "damaged, its bytes do not have the checksum in its name"
 
 
 class CheckpointStore:
@@ -83,6 +64,7 @@ class CheckpointStore:
         agent: number of this agent, from 0 to `agents` - 1.
         agents: number of agents of the run.
         keep: how many of the newest are kept, at least 1.
+        elastic: whether there may be checkpoints of other numbers of agents beside these.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -96,7 +78,7 @@ class CheckpointStore:
         ([120], {'weights': tensor([1., 1.])})
     """
 
-    def __init__(self, directory: str | Path, agent: int, agents: int, keep: int = 3) -> None:
+    def __init__(self, directory: str | Path, agent: int, agents: int, keep: int = 3, *, elastic: bool = False) -> None:
         if not 0 <= agent < agents:
             raise ValueError(f"agent must be from 0 to agents - 1 = {agents - 1}; got {agent}")
         if keep < 1:
@@ -105,6 +87,7 @@ class CheckpointStore:
         self.agent = agent
         self.agents = agents
         self.keep = keep
+        self.elastic = elastic
 
     def save(self, step: int, state: Mapping[str, Any], *, common: int) -> Path:
         """Write a checkpoint, then remove those that are no longer needed.
@@ -134,11 +117,11 @@ class CheckpointStore:
         files = self._files()
         for file in files:
             if file.checksum is None:
-                file.path.unlink(missing_ok=True)
+                file.remove()
         path = self._write(step, state)
         for file in files:
             if file.step == step and file.path != path:
-                file.path.unlink(missing_ok=True)
+                file.remove()
         self._prune(common)
         return path
 
@@ -154,7 +137,7 @@ class CheckpointStore:
         return self.survey().whole
 
     def survey(self) -> Survey:
-        """Return `steps`, and which others are damaged; warns as `steps` does."""
+        """Return `steps`, which others are damaged, and what else there is to go on from; warns as `steps` does."""
         whole: list[int] = []
         damaged: list[int] = []
         skipped: list[str] = []
@@ -167,7 +150,8 @@ class CheckpointStore:
             skipped = []
             whole.append(file.step)
         _warn(skipped, "there is no whole one before it")
-        return Survey(sorted(set(whole)), sorted(set(damaged) - set(whole)))
+        seen = self._seen(after=max(whole, default=-1)) if self.elastic else []
+        return Survey(sorted(set(whole)), sorted(set(damaged) - set(whole)), seen)
 
     def load(self, step: int, map_location: str | torch.device = "cpu") -> dict[str, Any]:
         """Return the state saved at `step`.
@@ -182,15 +166,7 @@ class CheckpointStore:
         """
         for file in self._files():
             if file.step == step and file.fault() is None:
-                try:
-                    return torch.load(file.path, map_location=map_location, weights_only=True)
-                except pickle.UnpicklingError as error:
-                    raise ValueError(
-                        f"{file.path} holds more than tensors and plain containers; it is refused, because "
-                        "loading it could run any code. Use a checkpoint that this package has written"
-                    ) from error
-                except (RuntimeError, EOFError) as error:
-                    raise ValueError(f"{file.path} is no checkpoint of this package: {error}") from error
+                return read_state(file.path, file.path, map_location)
         raise ValueError(
             f"agent {self.agent} has no whole checkpoint of step {step} in {self.directory}; "
             f"it has those of steps {self.steps()}"
@@ -199,24 +175,28 @@ class CheckpointStore:
     def drop_after(self, step: int) -> None:
         """Remove this agent's checkpoints of later steps, as every agent must when it resumes at `step`.
 
+        And those of other numbers of agents, where there may be some, with what these have left unfinished.
         Otherwise a later resume could put together a step from two lives of the run: one agent's checkpoint
         from before this resume, and another's from after it.
         """
-        for file in self._files():
+        for file in [*self._files(), *self._others()]:
             if file.step > step:
-                file.path.unlink(missing_ok=True)
+                file.remove()
+        for file in unfinished_in(self.directory) if self.elastic else ():
+            if file.agents != self.agents:
+                file.remove()
 
     def _write(self, step: int, state: Mapping[str, Any]) -> Path:
         folder = self.directory / f"step-{step:08d}"
         unfinished = self.directory / f"step-{step:08d}-{self._name}.tmp"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            checksum = _write_durably(unfinished, state)
-            _refuse_objects(unfinished)
+            checksum = write_durably(unfinished, state)
+            refuse_objects(unfinished)
             folder.mkdir(exist_ok=True)
             path = unfinished.replace(folder / f"{self._name}-{checksum[:16]}.pt")
-            _sync_directory(folder)
-            _sync_directory(self.directory)
+            sync_directory(folder)
+            sync_directory(self.directory)
         except OSError as error:
             problem = f"cannot write a checkpoint ({error.strerror}); earlier ones are untouched"
             raise OSError(error.errno, problem, str(unfinished)) from error
@@ -226,13 +206,15 @@ class CheckpointStore:
         return path
 
     def _prune(self, common: int) -> None:
-        files = self._files()
-        steps = sorted({file.step for file in files}, reverse=True)
-        kept = {*steps[: self.keep], *[step for step in steps if step <= common][:1]}
-        for file in files:
+        files, others = self._files(), self._others()
+        steps = sorted({file.step for file in [*files, *others]}, reverse=True)
+        own = [file.step for file in files if file.step <= common]
+        kept = {*steps[: self.keep], *own[:1]}
+        # Of another number of agents there is no need any more where all of this number have gone on.
+        for file in [*files, *(file for file in others if file.step <= common)]:
             if file.step not in kept:
-                file.path.unlink(missing_ok=True)
-        for step, folder in self._folders():
+                file.remove()
+        for step, folder in step_folders(self.directory):
             if step <= common:  # nobody is about to write there any more
                 with suppress(OSError):  # other agents' files are still in it
                     folder.rmdir()
@@ -241,81 +223,30 @@ class CheckpointStore:
     def _name(self) -> str:
         return f"agent-{self.agent}-of-{self.agents}"
 
-    def _folders(self) -> Iterator[tuple[int, Path]]:
-        if self.directory.exists():
-            for path in self.directory.iterdir():
-                if match := _FOLDER.fullmatch(path.name):
-                    yield int(match[1]), path
-
-    def _files(self) -> list[_File]:
+    def _files(self) -> list[CheckpointFile]:
         """Return this agent's files, newest first, and of one step the unfinished one first."""
-        files = [
-            _File(int(path.name.split("-")[1]), path, None) for path in self.directory.glob(f"step-*-{self._name}.tmp")
-        ]
-        for step, folder in self._folders():
-            with suppress(FileNotFoundError):  # another agent has just removed the empty folder
-                files += self._whole_files(step, folder)
-        return sorted(files, key=lambda file: (file.step, file.checksum is None), reverse=True)
-
-    def _whole_files(self, step: int, folder: Path) -> Iterator[_File]:
-        for path in folder.iterdir():
-            match = _WHOLE.fullmatch(path.name)
-            if match and int(match[2]) != self.agents:
+        files = [*unfinished_in(self.directory), *files_in(self.directory)]
+        for file in files:
+            if file.checksum and file.agents != self.agents and not self.elastic:
                 raise ValueError(
-                    f"{path} was written by a run of {match[2]} agents, and this run has {self.agents}: "
-                    f"start it with {match[2]} agents, or give it another directory for its checkpoints"
+                    f"{file.path} was written by a run of {file.agents} agents, and this run has {self.agents}: "
+                    f"start it with {file.agents} agents, or let it go on with others by faults.agents: elastic, "
+                    "or give it another directory for its checkpoints"
                 )
-            if match and int(match[1]) == self.agent:
-                yield _File(step, path, match[3])
+        own = [file for file in files if (file.agent, file.agents) == (self.agent, self.agents)]
+        return sorted(own, key=lambda file: (file.step, file.checksum is None), reverse=True)
 
+    def _others(self) -> list[CheckpointFile]:
+        """Return the files that agents of other numbers of agents have finished."""
+        return [file for file in files_in(self.directory) if file.agents != self.agents] if self.elastic else []
 
-class _HashingWriter(io.BufferedWriter):
-    """A file that hashes what is written to it, and remembers why it could not be written."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path, "w"))
-        self.sha256 = hashlib.sha256()
-        self.failure: OSError | None = None
-
-    def write(self, data: Any) -> int:  # torch hands over views of the tensors' own memory
-        self.sha256.update(data)
-        try:
-            return super().write(data)
-        except OSError as error:
-            self.failure = error
-            raise
-
-
-def _write_durably(path: Path, state: Mapping[str, Any]) -> str:
-    """Write the state, wait until it is on the disk, and return the SHA-256 of the file in hexadecimal."""
-    with _HashingWriter(path) as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError:
-            if file.failure is None:
-                raise
-            # torch reports a full disk as a wrong position in its archive
-            raise file.failure from None
-        file.flush()
-        os.fsync(file.fileno())
-        return file.sha256.hexdigest()
-
-
-def _refuse_objects(path: Path) -> None:
-    if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(path):
-        raise ValueError(
-            f"the state holds {', '.join(sorted(unsafe))}, which could run code when it is loaded: "
-            "a checkpoint takes tensors, numbers, strings, lists, tuples and dicts only"
-        )
-
-
-def _sync_directory(path: Path) -> None:
-    """Wait until a directory's names are on the disk, which a file's own fsync does not include."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _seen(self, after: int) -> list[list[int]]:
+        """Return (step, number of agents) of the newest whole file of this number, and of another, after a step."""
+        found: dict[bool, list[int]] = {}
+        for file in sorted(files_in(self.directory), key=lambda file: (file.step, file.agents), reverse=True):
+            if file.step > after and (same := file.agents == self.agents) not in found and file.fault() is None:
+                found[same] = [file.step, file.agents]
+        return list(found.values())
 
 
 def _warn(skipped: list[str], instead: str) -> None:

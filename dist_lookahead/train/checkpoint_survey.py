@@ -2,36 +2,44 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dist_lookahead.mail import who_says_what
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Steps of which an agent has a whole checkpoint, and of which it has a damaged one only, in ascending order."""
+    """What an agent has to go on from.
+
+    Attributes:
+        whole: steps of which it has a whole checkpoint, in ascending order.
+        damaged: of which it has a damaged one only.
+        seen: (step, number of agents) of later whole ones of other agents, where the number of agents may change.
+    """
 
     whole: list[int]
     damaged: list[int]
+    seen: list[list[int]] = field(default_factory=list)
 
 
 def read_survey(text: str) -> Survey:
     """Read what another agent has sent as JSON.
 
     Raises:
-        ValueError: for anything else than two lists of steps.
+        ValueError: for anything else than lists of steps.
 
     Example:
         >>> read_survey('{"whole": [10, 20], "damaged": []}')
-        Survey(whole=[10, 20], damaged=[])
+        Survey(whole=[10, 20], damaged=[], seen=[])
     """
     try:
         plain = json.loads(text)
         survey = Survey(**plain)
-        steps = [*survey.whole, *survey.damaged]
-    except (json.JSONDecodeError, TypeError, RecursionError) as error:
+        numbers = [agents for _, agents in survey.seen]
+        steps = [*survey.whole, *survey.damaged, *(step for step, _ in survey.seen)]
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"an agent tells of its checkpoints in a way that is not understood: {text[:80]!r}") from error
-    if not all(type(step) is int and step >= 0 for step in steps):
+    if not all(type(step) is int and step >= 0 for step in steps) or not all(type(n) is int and n > 0 for n in numbers):
         raise ValueError(f"an agent tells of checkpoints of steps that cannot be: {text[:80]!r}")
     return survey
 

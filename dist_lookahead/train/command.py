@@ -257,12 +257,12 @@ def _train(options: argparse.Namespace) -> int:
         require_same_run(config, world)
         task = _build_task(config, world.communicators, world.device)
         with own_folder(config, world, resume=options.resume) as directory:
-            outcome = _train_there(config, task, world, directory, resume=options.resume)
+            outcome = _train_there(config, task, world, directory)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def _train_there(config: Config, task: Task, world: World, directory: RunDirectory, *, resume: bool) -> Outcome:
-    trainer = Trainer(config, task, world, directory, resume=resume)
+def _train_there(config: Config, task: Task, world: World, directory: RunDirectory) -> Outcome:
+    trainer = Trainer(config, task, world, directory, resume=directory.goes_on)
     try:
         outcome = trainer.run()
     except (DivergedError, PoisonedError) as error:

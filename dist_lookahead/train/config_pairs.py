@@ -24,6 +24,7 @@ from dist_lookahead.replicas import unfit
 from dist_lookahead.schedule import Schedule
 from dist_lookahead.tasks.datasets import DATA_SETS
 from dist_lookahead.tasks.models import OWN_MODELS, build_model
+from dist_lookahead.train.config_elastic import elastic
 from dist_lookahead.train.config_gan import GAN_PAIRS
 from dist_lookahead.train.config_inner import Inner
 from dist_lookahead.train.config_language import LANGUAGE_PAIRS
@@ -305,6 +306,7 @@ PAIRS: tuple[Callable[..., Iterator[str]], ...] = (
     _weighs,
     _averages,
     _repairs,
+    elastic,
     _weights,
     _images_have_an_order,
     *QUADRATIC_PAIRS,

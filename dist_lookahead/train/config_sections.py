@@ -197,6 +197,9 @@ class FaultHandling(Section):
     on from the slow weights; the run ends where that is so of all agents."""
     clip: float | None = Field(default=None, gt=0)
     """With poison: leave_out, at most so many times the usual way of the agents in a round counts of any one's."""
+    agents: Literal["fixed", "elastic"] = "fixed"
+    """Whether a run goes on with as many agents as it had, or with any number of them. elastic writes checkpoints at
+    outermost syncs only, the first one at or after each fast step at which checkpoint.every is due."""
 
 
 class Evaluation(Section):

@@ -31,7 +31,7 @@ def export(run: Path, out: Path, *, step: int | None = None) -> str:
         ValueError: without such a checkpoint.
     """
     directory = RunDirectory(run)
-    stores = _stores(directory)
+    stores = _stores(directory, step)
     common = newest_common([store.steps() for store in stores]) if step is None else step
     if common is None:
         raise ValueError(f"{directory.checkpoints} has no step of which all {len(stores)} agents have a whole file")
@@ -48,9 +48,9 @@ def export(run: Path, out: Path, *, step: int | None = None) -> str:
     return f"{out}: {what} after fast step {common} of {run}, {len(weights)} tensors"
 
 
-def _stores(directory: RunDirectory) -> list[CheckpointStore]:
-    agents = agents_in(directory.checkpoints)
-    return [CheckpointStore(directory.checkpoints, agent, agents) for agent in range(agents)]
+def _stores(directory: RunDirectory, step: int | None) -> list[CheckpointStore]:
+    agents = agents_in(directory.checkpoints, step)
+    return [CheckpointStore(directory.checkpoints, agent, agents, elastic=True) for agent in range(agents)]
 
 
 def _put_together(processes: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,9 @@ from dist_lookahead.train.checkpoint import CheckpointStore, newest_common
 from dist_lookahead.train.checkpoint_survey import Survey, passed_over, read_survey
 from dist_lookahead.train.config import Config
 from dist_lookahead.train.config_file import flat
+from dist_lookahead.train.course import Course
+from dist_lookahead.train.elastic import Legacy, chosen, eras_of, inherit, say_so
+from dist_lookahead.train.eras import Eras
 from dist_lookahead.train.exchange import fail_together, texts_of_agents
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.stopwatch import Spent
@@ -53,30 +56,56 @@ class History:
         config: the run.
         directory: its files.
         agents: of this process.
-        evaluation_period: fast steps between evaluations; None for the end only.
     """
 
-    def __init__(
-        self, config: Config, directory: RunDirectory, agents: Sequence[Agent], evaluation_period: int | None
-    ) -> None:
+    def __init__(self, config: Config, directory: RunDirectory, agents: Sequence[Agent]) -> None:
         self.metrics: dict[str, dict[str, float]] = {}
-        self.next_evaluation = evaluation_period or 0
+        self.next_evaluation = 0
         self.seconds = 0.0  # of training, without evaluations and checkpoints
         self.exposed_seconds = 0.0  # of them, blocked by collectives
         self._config = config
         self._agents = agents
+        self._elastic = config.faults.agents == "elastic"
+        self._size = agents[0].communicator.size
         self._stores = [
             CheckpointStore(
-                directory.checkpoints, a.communicator.rank, a.communicator.size, keep=config.checkpoint.keep
+                directory.checkpoints,
+                agent.communicator.rank,
+                self._size,
+                keep=config.checkpoint.keep,
+                elastic=self._elastic,
             )
-            for a in agents
+            for agent in agents
         ]
+        self._eras = Eras(((0, self._size),))
         self._last: int | None = None
         self._common = -1
         self._bytes_before = -agents[0].communicator.bytes_sent  # what the construction sent does not count
 
-    def restore(self) -> int:
+    @property
+    def may_save(self) -> bool:
+        """Whether this is a moment to save at, and so to stop: where the number of agents may change, a settled one."""
+        return not self._elastic or self._agents[0].optimizer.stack.settled
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a checkpoint is due after so many fast steps."""
+        every = self._config.checkpoint.every
+        if not self._elastic:
+            return step % every == 0
+        return self.may_save and step // every > (self._last or 0) // every
+
+    def begin(self, plan: Callable[[Eras], Course]) -> int:
+        """Begin the run anew: plan it, and return fast step 0."""
+        self.next_evaluation = plan(self._eras).next_evaluation(0)
+        return 0
+
+    def restore(self, plan: Callable[[Eras], Course]) -> int:
         """Load the newest checkpoint that all agents have, and return its fast step: 0 where there never was one.
+
+        Where the number of agents may change, one that has none of its own takes over what another has.
+
+        Args:
+            plan: finds out how far the run is when, before agents load what they have measured.
 
         Raises:
             ValueError: on every agent, where one cannot go on: no whole checkpoint of a common step is left, or it is
@@ -84,23 +113,19 @@ class History:
         """
         surveys = [store.survey() for store in self._stores]
         everybody = [read_survey(text) for text in self._exchange([json.dumps(asdict(own)) for own in surveys])]
+        if self._elastic and (found := chosen(everybody, self._size)):
+            return self._take_over(*found, plan)
         step = newest_common([survey.whole for survey in everybody])
         if step is None:
             self._fail_together(map(_what_is_lost, self._stores, surveys))
-            return 0
+            self._drop_after(0)
+            return self.begin(plan)
         later = passed_over(everybody, step)
         if later and self._agents[0].communicator.rank == 0:
             _log.warning("going on from fast step %d, the last one of which all agents have it; later %s", step, later)
-        states = self._load(step)
-        for store in self._stores:
-            store.drop_after(step)
-        self._exchange(["dropped"] * len(self._stores))  # nobody saves anew beside what another has not removed yet
-        self.metrics, self.next_evaluation = states[0]["metrics"], states[0]["next_evaluation"]
-        self.seconds = states[0]["seconds"]
-        self.exposed_seconds = states[0].get("exposed_seconds", 0.0)  # runs from before did not count them
-        self._bytes_before = states[0]["bytes_sent"] - self._agents[0].communicator.bytes_sent
-        self._last = self._common = step
-        return step
+        states = self._load(step, plan)
+        self.next_evaluation = states[0]["next_evaluation"]
+        return self._go_on(step, states[0])
 
     def save(self, step: int) -> None:
         """Save all agents of this process, unless this step is saved already."""
@@ -117,6 +142,7 @@ class History:
                 "bytes_sent": self.bytes_sent(),
                 "seconds": self.seconds,
                 "exposed_seconds": self.exposed_seconds,
+                "eras": self._eras.plain(),
             }
             store.save(step, state, common=self._common)
         self._last = step
@@ -143,7 +169,40 @@ class History:
             "go on with the same command and --resume"
         )
 
-    def _load(self, step: int) -> list[dict[str, Any]]:
+    def _go_on(self, step: int, state: Mapping[str, Any]) -> int:
+        """Take up the counts, and let go of checkpoints of later steps."""
+        self._drop_after(step)
+        self.metrics, self.seconds = state["metrics"], state["seconds"]
+        self.exposed_seconds = state.get("exposed_seconds", 0.0)  # runs from before did not count them
+        self._bytes_before = state["bytes_sent"] - self._agents[0].communicator.bytes_sent
+        self._last = self._common = step
+        return step
+
+    def _drop_after(self, step: int) -> None:
+        for store in self._stores:
+            store.drop_after(step)
+        self._exchange(["dropped"] * len(self._stores))  # nobody saves anew beside what another has not removed yet
+
+    def _take_over(self, step: int, agents: int, plan: Callable[[Eras], Course]) -> int:
+        """Go on from the checkpoint of so many agents, of which this process need not have one."""
+        agent = self._agents[0]
+        legacy, fault = inherit(agent, self._stores[0], step, agents), ""
+        try:
+            _require_same_run(legacy.state["config"], self._config.resolved())
+            self._adopt(legacy, step, plan)
+        except ValueError as error:
+            fault = str(error)
+        self._fail_together([fault])
+        if agent.communicator.rank == 0:
+            say_so(legacy, agent, step)
+        return self._go_on(step, legacy.state)
+
+    def _adopt(self, legacy: Legacy, step: int, plan: Callable[[Eras], Course]) -> None:
+        self._eras = legacy.eras.then(step, self._size)
+        self.next_evaluation = plan(self._eras).next_evaluation(step)
+        self._agents[0].load_state_dict(legacy.for_agent(self._agents[0], step))
+
+    def _load(self, step: int, plan: Callable[[Eras], Course]) -> list[dict[str, Any]]:
         """Load the agents of this process; where one of the run cannot, no other goes on without it."""
         states, faults = [], []
         for agent, store in zip(self._agents, self._stores, strict=True):
@@ -151,6 +210,9 @@ class History:
             try:
                 states.append(store.load(step))
                 _require_same_run(states[-1]["config"], self._config.resolved())
+                if len(states) == 1:
+                    self._eras = eras_of(states[0], self._size)
+                    plan(self._eras)
                 agent.load_state_dict(states[-1]["agent"])
             except (ValueError, OSError) as error:
                 fault = str(error)

@@ -21,6 +21,7 @@ from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.agent import Agent
 from dist_lookahead.train.config import Config
 from dist_lookahead.train.config_levels import Levels
+from dist_lookahead.train.eras import Eras
 from dist_lookahead.train.exchange import texts_of_agents
 
 NEVER = Levels(stack=(Level(Every(10**9), Exact(), Copy()),))  # an agent that only computes
@@ -55,7 +56,7 @@ def step_seconds(config: Config, task: Task, device: torch.device) -> float:
     alone = config.model_copy(update={"levels": NEVER, "probe": None})
     mesh = config.mesh or Mesh((1,))
     agent = Agent(alone, task, simulate(Mesh((1,) * len(mesh.names), mesh.names))[0], device)
-    agent.begin(0)
+    agent.begin(0, Eras(((0, 1),)))
     try:
         _train(agent, WARM_UP)
         begun, blocks = time.perf_counter(), [_train(agent, BLOCK)]

@@ -11,10 +11,11 @@ class RunDirectory:
 
     Args:
         path: the folder.
+        goes_on: whether the run that is there goes on.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, goes_on: bool = False) -> None:
+        self.path, self.goes_on = path, goes_on
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.outcome = path / "outcome.json"
@@ -31,34 +32,49 @@ class RunDirectory:
         return self.samples / f"step_{step:06d}_{weights}.png"
 
     @classmethod
-    def named(cls, config: Config, name: str) -> "RunDirectory":
+    def named(cls, config: Config, name: str, *, goes_on: bool = False) -> "RunDirectory":
         """Return the folder that another agent has chosen by `choose`, among the runs of this agent's file.
 
         Raises:
             ValueError: for a name that is none of this run's: agents say where others write, and nothing beside it.
         """
-        if not _pattern(config).fullmatch(name):
+        cls.number(config, name)
+        return cls(Path(config.run.dir) / name, goes_on=goes_on)
+
+    @staticmethod
+    def number(config: Config, name: str) -> int:
+        """Return which of the runs of this name a folder's name says: 1 for NAME, 2 for NAME-2, ...
+
+        Raises:
+            ValueError: for a name that is none of this run's.
+        """
+        match = _pattern(config).fullmatch(name)
+        if not match:
             raise ValueError(
                 f"agent 0 has chosen the folder {name!r}, and those of this run are {config.run.name}, "
                 f"{config.run.name}-2, ...: give the same run.name to every agent"
             )
-        return cls(Path(config.run.dir) / name)
+        return int(match[1] or 1)
 
-    @classmethod
-    def choose(cls, config: Config, *, resume: bool) -> "RunDirectory":
-        """Return the newest folder of this name with checkpoints to resume, else a new one: NAME, NAME-2, ..."""
-        base = Path(config.run.dir)
-        pattern = _pattern(config)
-        found = {
+    @staticmethod
+    def found(config: Config) -> dict[int, Path]:
+        """Return the folders of all runs of this name by their numbers."""
+        base, pattern = Path(config.run.dir), _pattern(config)
+        return {
             int(match[1] or 1): folder
             for folder in (base.iterdir() if base.is_dir() else ())
             if (match := pattern.fullmatch(folder.name))
         }
+
+    @classmethod
+    def choose(cls, config: Config, *, resume: bool) -> "RunDirectory":
+        """Return the newest folder of this name with checkpoints to resume, else a new one: NAME, NAME-2, ..."""
+        found = cls.found(config)
         started = [number for number, folder in found.items() if (folder / "checkpoints").is_dir()]
         if resume and started:
-            return cls(found[max(started)])
+            return cls(found[max(started)], goes_on=True)
         number = max(found, default=0) + 1
-        return cls(base / (config.run.name if number == 1 else f"{config.run.name}-{number}"))
+        return cls(Path(config.run.dir) / (config.run.name if number == 1 else f"{config.run.name}-{number}"))
 
 
 def _pattern(config: Config) -> re.Pattern[str]:

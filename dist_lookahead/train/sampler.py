@@ -2,7 +2,8 @@
 
 The data of all epochs form one endless stream: a fresh permutation of the samples per epoch (or their own
 order, where a task wants that), one after the other. At fast step k (counting from 0) agent r of n takes the
-B positions that start at (k n + r) B.
+B positions that start at (k n + r) B. Where the number of agents changes after k0 steps, by which they have read m0
+samples together, the n agents go on from there: at m0 + ((k - k0) n + r) B.
 
 So the agents' shards never overlap, every sample of an epoch is seen exactly once by somebody whatever the
 sizes are (a batch may straddle two epochs), and all agents have the same number of steps: none waits in a
@@ -45,6 +46,8 @@ class BatchSampler:
         agents: number of agents (n), at least 1.
         seed: the same on all agents; any integer.
         start: the fast step at which iteration begins, at least 0.
+        since: the fast step after which there have been as many agents as now, at least 0.
+        before: samples that all agents together have read before it, at least 0.
         order: "shuffled" permutes each epoch. "in_turn" leaves it as 0, 1, 2, .., so that agent r always reads r, if
             `samples` is `agents` and the batch size is 1. "streams": row b of each batch is one stream.
 
@@ -63,12 +66,17 @@ class BatchSampler:
     agents: int
     seed: int
     start: int = 0
+    since: int = 0
+    before: int = 0
     order: Order = "shuffled"
 
     def __post_init__(self) -> None:
         _check_split(self.samples, self.batch_size, self.rank, self.agents)
-        if self.start < 0:
-            raise ValueError(f"start must be a fast step, 0 or later; got {self.start}")
+        for name, value in (("start", self.start), ("since", self.since)):
+            if value < 0:
+                raise ValueError(f"{name} must be a fast step, 0 or later; got {value}")
+        if self.before < 0:
+            raise ValueError(f"before must be a number of samples, at least 0; got {self.before}")
         if self.order == "streams" and self._streams > self.samples:
             raise ValueError(
                 f"batch_size={self.batch_size} on {self.agents} agents are {self._streams} streams, more than the "
@@ -84,7 +92,7 @@ class BatchSampler:
             first = self.rank * self.batch_size
             begins = (s * self.samples // self._streams for s in range(first, first + self.batch_size))
             return [divmod(begin + step, self.samples) for begin in begins]
-        position = (step * self.agents + self.rank) * self.batch_size
+        position = self.before + ((step - self.since) * self.agents + self.rank) * self.batch_size
         end = position + self.batch_size
         keys: list[Key] = []
         while position < end:

@@ -5,16 +5,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dist_lookahead.comm.communicator import CollectiveError, ring_bytes
+from dist_lookahead.comm.communicator import CollectiveError
 from dist_lookahead.failure import SyncError
 from dist_lookahead.guard import PoisonedError
 from dist_lookahead.level import Level
 from dist_lookahead.same_weights import WeightsDifferError
-from dist_lookahead.schedule import value_at
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.agent import Agent, all_weights
 from dist_lookahead.train.config import Config
+from dist_lookahead.train.course import Course
 from dist_lookahead.train.data_parallel import average_simulated
+from dist_lookahead.train.eras import Eras
 from dist_lookahead.train.exchange import sum_over_agents
 from dist_lookahead.train.history import History
 from dist_lookahead.train.inner_loop import as_record, window
@@ -81,25 +82,25 @@ class Trainer:
         config.check(device=world.device.type, samples=task.samples, agents=world.agents)
         self.config, self.world, self.directory = config, world, directory
         self.agents = [Agent(config, task, c, world.device) for c in world.communicators]
-        length = config.length(samples=task.samples, agents=world.agents)
-        self.total = length.total
-        self.steps_per_epoch = task.samples / (config.feed.batch_size * world.agents)
-        self.rate_factor = config.lr_schedule.factor(length)
-        self.evaluation_period = config.evaluation.period(length)
-        if config.probe:
-            start, end = window(config.probe.start, config.probe.end, config.levels_stack()[-1].when, self.total)
-            for agent in self.agents:
-                agent.watch_inner_loop(start=start, end=end)
-        self.history = History(config, directory, self.agents, self.evaluation_period)
-        self.step = self.start = self.history.restore() if resume else 0
+        self.history = History(config, directory, self.agents)
+        self.step = self.start = self.history.restore(self._plan) if resume else self.history.begin(self._plan)
         self.progress = ProgressDisplay(
             config.run.name,
-            total=self.total,
+            total=self.course.total,
             start=self.start,
             mode=config.logging.progress if world.leads else "off",
         )
         self.recorder = self._open_recorder() if world.leads else None
         self.watch = Stopwatch(world.communicators)  # of a round; evaluations and checkpoints belong to none
+
+    def _plan(self, eras: Eras) -> Course:
+        """Find out how far the run is when, before the state of agents is loaded."""
+        self.course = Course(self.config, samples=self.agents[0].task.samples, eras=eras)
+        if probe := self.config.probe:
+            start, end = window(probe.start, probe.end, self.config.levels_stack()[-1].when, self.course.total)
+            for agent in self.agents:
+                agent.watch_inner_loop(start=start, end=end)
+        return self.course
 
     def run(self) -> Outcome:
         """Train to the end, or to the sync after a signal.
@@ -111,7 +112,7 @@ class Trainer:
         begun = time.perf_counter()
         self._say_where_it_starts()
         for agent in self.agents:
-            agent.begin(self.step)
+            agent.begin(self.step, self.course.eras)
         self.watch.start()
         try:
             with StopRequest(grace=self.config.checkpoint.grace, on_expire=self._too_late) as stop:
@@ -139,8 +140,7 @@ class Trainer:
 
     def _loop(self, stop: StopRequest) -> int | None:
         """Take fast steps until the end, or until agents have told each other of a signal; return that."""
-        checkpoint = self.config.checkpoint.every
-        while self.step < self.total:
+        while self.step < self.course.total:
             until = self._pause()
             self._train(until)
             self.step = until
@@ -148,12 +148,12 @@ class Trainer:
                 agent.look_after_sync()
             if self.agents[0].synced:
                 self._after_sync()
-            if self.step % checkpoint == 0:
+            if self.history.is_due(self.step):
                 self._count_seconds()
                 self.history.save(self.step)
                 self.watch.start()
             self.progress.step(self.step)
-            if signum := self._agreed_signal():
+            if self.history.may_save and (signum := self._agreed_signal()):
                 return signum
             if stop.signal is not None:
                 for agent in self.agents:
@@ -171,7 +171,7 @@ class Trainer:
         return next((int(signum) for signum, count in zip(STOPPING, counts, strict=True) if count), 0)
 
     def _train(self, until: int) -> None:
-        factors = [value_at(self.rate_factor, step) for step in range(self.step, until)]
+        factors = [self.course.rate_factor(step) for step in range(self.step, until)]
         if not self.agents[0].shares_gradients:
             for agent in self.agents:
                 for factor in factors:
@@ -194,7 +194,7 @@ class Trainer:
             return self.step + 1
         checkpoint = self.config.checkpoint.every
         due = max(self.agents[0].optimizer.stack.next_due, self.step + 1)
-        return min(due, (self.step // checkpoint + 1) * checkpoint, self.total, self.step + STRETCH)
+        return min(due, (self.step // checkpoint + 1) * checkpoint, self.course.total, self.step + STRETCH)
 
     def _after_sync(self) -> None:
         self._count_seconds()
@@ -203,10 +203,9 @@ class Trainer:
         if syncs % self.config.logging.every == 0:
             self._report_sync(syncs)
         self._report_inner_loop()
-        period = self.evaluation_period
-        if period and self.history.next_evaluation <= self.step < self.total:
+        if self.course.period and self.history.next_evaluation <= self.step < self.course.total:
             self._evaluate()
-            self.history.next_evaluation = (self.step // period + 1) * period
+            self.history.next_evaluation = self.course.next_evaluation(self.step)
         self.watch.start()
 
     def _finish(self) -> None:
@@ -288,7 +287,7 @@ class Trainer:
     def _spent(self) -> dict[str, float]:
         """What the run has cost so far: curves are drawn against it."""
         return {
-            "epoch": self.step / self.steps_per_epoch,
+            "epoch": self.course.epochs(self.step),
             "seconds": self.history.seconds,
             "bytes_sent": self.history.bytes_sent(),
         }
@@ -311,7 +310,7 @@ class Trainer:
     def _say_where_it_starts(self) -> None:
         agents = f"{self.world.agents} agent{'s' if self.world.agents > 1 else ''}"
         self.progress.say(
-            f"{self.config.run.name}: {agents} on {self.world.device}, {self.total} fast steps"
+            f"{self.config.run.name}: {agents} on {self.world.device}, {self.course.total} fast steps"
             + (f", going on after step {self.start}" if self.start else "")
             + f"; results in {self.directory.path}"
         )
@@ -339,7 +338,7 @@ class Trainer:
             exposed_seconds=self.history.exposed_seconds,
             tau=_longest_tau(self.config.levels_stack()),
             bytes_sent=self.history.bytes_sent(),
-            ddp_bytes=self.step * ring_bytes("all_reduce", weights, self.world.agents),
+            ddp_bytes=self.course.ddp_bytes(self.step, weights),
         )
 
 

@@ -1,8 +1,6 @@
 """Input of others, or made to harm: names never reach a shell, control messages are checked, nothing is unpickled."""
 
 import ast
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +10,10 @@ import torch
 import dist_lookahead
 from dist_lookahead.mail import FIELDS, Mail
 from dist_lookahead.train.config import ConfigError
+from tests.launching import launched
 from tests.training import small_config
 
 PACKAGE = Path(dist_lookahead.__file__).parent
-LAUNCH = PACKAGE.parent / "launch"
 HOSTILE = [
     "$(touch proof)",
     "`touch proof`",
@@ -26,19 +24,6 @@ HOSTILE = [
     "*",
     "\n",
 ]
-
-
-def launched(script: str, arguments: list[str], folder: Path, **environment: str) -> list[str]:
-    """Run a launcher with a torchrun that writes down its arguments."""
-    fake = folder / "bin" / "torchrun"
-    fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\nfor argument; do printf "%s\\0" "$argument"; done > "$SEEN"\n')
-    fake.chmod(0o755)
-    seen = folder / "seen"
-    path = f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
-    own = {**os.environ, "PATH": path, "SEEN": str(seen), **environment}
-    subprocess.run([LAUNCH / script, *arguments], cwd=folder, env=own, check=True, timeout=30)
-    return seen.read_text().split("\0")[:-1]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
