@@ -39,17 +39,21 @@ FORK = multiprocessing.get_context("fork")  # an agent need not import torch ane
 FAULTS = ("kill", "stop", "cut", "poison")
 LONGEST = {"stop": 8.0, "cut": 8.0}  # seconds
 BETWEEN = (1.0, 3.0)  # seconds from one fault to the next
+HIT_BEFORE = 20.0  # seconds for which an agent that was hit may hear of it later than the others
 SECRET = "chaos"
 NEW_NETWORK, NEW_MOUNTS = 0x40000000, 0x00020000  # CLONE_NEWNET, CLONE_NEWNS
 
 ABOUT = (
     "Per run: faults: how many of each kind happened. lost: fast steps of some agent that went into no average, the "
     "shares of agents that were cut off or stopped included. after ..: the most seconds from such a fault to the next "
-    "sync of those who were not hit. loss: training loss at the end, over that of a run without faults. end: well, or "
-    "what was wrong."
+    "sync of those who were not hit. recovery: the most seconds from an error of the collectives to "
+    "the next average, on those. loss: training loss at the end, over that of a run without faults. end: well, or what "
+    "was wrong."
 )
-COLUMNS = ("run", *FAULTS, "joined", "syncs", "lost", *(f"after {kind}" for kind in FAULTS), "loss", "end")
-PICTURE = picture.Bars(panels=[["after kill", "after stop", "after cut"], ["lost"]], by=["run"], log=False)
+COLUMNS = ("run", *FAULTS, "joined", "syncs", "lost", *(f"after {kind}" for kind in FAULTS), "recovery", "loss", "end")
+PICTURE = picture.Bars(
+    panels=[["after kill", "after stop", "after cut"], ["recovery"], ["lost"]], by=["run"], log=False
+)
 
 
 @dataclass
@@ -190,6 +194,20 @@ def slowest_recovery(course: Course, happened: Sequence[tuple[float, str, str]],
     )
 
 
+def longest_recovery(chaos: Chaos) -> report.Cell:
+    """Return the most seconds from an error of the collectives to the next average, on agents that were not hit."""
+    heard = [(name, row["heard"], row["time"]) for name, row in rows(chaos.course.folder) if row["heard"]]
+    hit = {(name, when) for when, _, name in chaos.happened}
+    return max(
+        (
+            at - since
+            for name, since, at in heard
+            if not any(name == other and since - HIT_BEFORE < when < at for other, when in hit)
+        ),
+        default="-",
+    )
+
+
 def lost_steps(course: Course, agents: int) -> int:
     """Return how many fast steps went into no average, of as many agents as there were at the beginning."""
     members: dict[int, int] = {}
@@ -254,7 +272,19 @@ def measure(options: argparse.Namespace, nodes: network.Network) -> list[list[re
         loss: report.Cell = last_loss(chaos.course) / baseline if end == "well" else "-"
         lost = lost_steps(chaos.course, options.agents)
         slowest = [slowest_recovery(chaos.course, chaos.happened, kind) for kind in FAULTS]
-        table.append([str(seed), *(kinds[kind] for kind in FAULTS), chaos.joined, syncs, lost, *slowest, loss, end])
+        table.append(
+            [
+                str(seed),
+                *(kinds[kind] for kind in FAULTS),
+                chaos.joined,
+                syncs,
+                lost,
+                *slowest,
+                longest_recovery(chaos),
+                loss,
+                end,
+            ]
+        )
         if end != "well" and options.keep:
             shutil.copytree(chaos.course.folder, options.keep / str(seed), dirs_exist_ok=True)
             (options.keep / str(seed) / "faults.json").write_text(json.dumps(chaos.happened))

@@ -47,6 +47,21 @@ class Course:
     silence: float
 
 
+class _Heard(logging.Handler):
+    """Notes when this agent has heard of a fault, for the first time since its last sync."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.first: float | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.first = self.first or record.created
+
+    def take(self) -> float | None:
+        first, self.first = self.first, None
+        return first
+
+
 def train(course: Course) -> None:
     """Train, and write one line for each sync: when, after which step, with whom, and a checksum of the weights."""
     torch.set_num_threads(1)
@@ -68,15 +83,21 @@ def _train(course: Course) -> None:
     optimizer = DistributedLookahead(inner, levels, model=model, guard=Guard(), recoverable=True)
     signal.signal(signal.SIGUSR1, lambda *_: _poison(model))
     agents.enter(optimizer)
+    heard = _Heard()
+    logging.getLogger("dist_lookahead").addHandler(heard)
     with (course.folder / f"{os.environ[NAME]}.jsonl").open("w", encoding="utf-8") as file:
         while optimizer.stack.clock < course.steps:
             step, rounds = optimizer.stack.clock, optimizer.stack.bound[-1].rounds
             optimizer.zero_grad()
             task.loss(model, _batch(task, agents, step)).backward()
             agents.step(optimizer)
-            time.sleep(course.pause)
             if optimizer.stack.bound[-1].rounds != rounds:
-                _write(file, optimizer, agents, task, model, last=optimizer.stack.clock >= course.steps)
+                row = {"time": time.time(), "heard": heard.take(), **_held(optimizer, agents)}
+                if optimizer.stack.clock >= course.steps:
+                    row["loss"] = _loss(optimizer, task, model)
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+            time.sleep(course.pause)
     agents.end()
 
 
@@ -92,25 +113,22 @@ def _poison(model: nn.Module) -> None:
     next(model.parameters()).fill_(torch.nan)
 
 
-@torch.no_grad()
-def _write(
-    file: Any, optimizer: DistributedLookahead, agents: Survivors, task: VisionTask, model: nn.Module, *, last: bool
-) -> None:
+def _held(optimizer: DistributedLookahead, agents: Survivors) -> dict[str, Any]:
     bound = optimizer.stack.bound[-1]
     bits = b"".join(slow.numpy().tobytes() for slow in bound.slow)
-    row = {
-        "time": time.time(),
+    return {
         "clock": optimizer.stack.clock,
         "rounds": bound.rounds,
         "generation": agents.generation.number,
         "members": agents.generation.members,
         "checksum": hashlib.sha256(bits).hexdigest()[:16],
     }
-    if last:
-        with optimizer.slow_weights():
-            row["loss"] = task.loss(model, task.train_batch([(0, index) for index in range(LOOKED_AT)])).item()
-    file.write(json.dumps(row) + "\n")
-    file.flush()
+
+
+@torch.no_grad()
+def _loss(optimizer: DistributedLookahead, task: VisionTask, model: nn.Module) -> float:
+    with optimizer.slow_weights():
+        return task.loss(model, task.train_batch([(0, index) for index in range(LOOKED_AT)])).item()
 
 
 def rows(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
