@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -40,9 +41,43 @@ def run(
     """Run to the end, several processes as under torchrun; the output holds stdout and stderr of all together."""
     if processes == 1:
         return run_module("dist_lookahead", arguments, folder=folder)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun keeps it likewise
+    store = _store()
     places = [_torchrun_environment(rank, processes, store.port) for rank in range(processes)]
     return run_module("dist_lookahead", arguments, folder=folder, places=places)
+
+
+@contextmanager
+def started(
+    arguments: Sequence[str], *, processes: int, port: int | None = None
+) -> Iterator[tuple[list[BaseProcess], Path]]:
+    """Start several processes as under torchrun, without its end of all when one ends; the path is of their output."""
+    own = _store() if port is None else None
+    places = [_torchrun_environment(rank, processes, own.port if own else port or 0) for rank in range(processes)]
+    with _started("dist_lookahead", arguments, None, places) as running:
+        yield running
+
+
+@contextmanager
+def store_of_its_own() -> Iterator[tuple[BaseProcess, int]]:
+    """Keep a store in a process that can be stopped; with its port."""
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=_keep, args=(theirs,))
+    process.start()
+    try:
+        yield process, ours.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def _keep(parent: Connection) -> None:
+    store = _store()
+    parent.send(store.port)
+    parent.recv()  # for ever
+
+
+def _store() -> dist.TCPStore:
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun keeps it likewise
 
 
 def run_torchrun(arguments: Sequence[str], *, processes: int) -> subprocess.CompletedProcess[str]:

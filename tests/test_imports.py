@@ -55,8 +55,10 @@ MAY_IMPORT = {
     },
 }
 MAY_BE_DISTRIBUTED = (
+    "comm.heartbeat",
     "comm.part_sums",
     "comm.process_group",
+    "comm.watchdog",
     "sharded",
     "survivors",
     "train",

@@ -10,9 +10,10 @@ import torch
 from dist_lookahead.train.agent import Agent
 from dist_lookahead.train.checkpoint import CheckpointStore
 from dist_lookahead.train.config import Config, parse_config
+from dist_lookahead.train.outcome import Outcome
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
-from dist_lookahead.train.trainer import Outcome, Trainer
+from dist_lookahead.train.trainer import Trainer
 from dist_lookahead.train.world import join_world
 
 

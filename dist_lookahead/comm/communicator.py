@@ -38,18 +38,24 @@ Letter = tuple[int, Tensor]  # to or from an agent of the group, by its number t
 
 
 class CollectiveError(RuntimeError):
-    """A collective failed or timed out; `absent` are the ranks that did not report, () where that is not known."""
+    """A collective failed or timed out.
 
-    def __init__(self, message: str, absent: tuple[int, ...] = ()) -> None:
+    Args:
+        message: what failed.
+        absent: ranks that did not report; () where that is not known.
+        where: these agents are, in words; "" where that is not known.
+    """
+
+    def __init__(self, message: str, absent: tuple[int, ...] = (), where: str = "") -> None:
         super().__init__(message)
-        self.absent = absent
+        self.absent, self.where = absent, where
 
     @property
     def who(self) -> str:
         """Say which agents are lost."""
         if not self.absent:
             return "which agents are lost is not known"
-        return f"agents {list(self.absent)} did not report"
+        return f"agents {list(self.absent)} did not report" + (f" ({self.where})" if self.where else "")
 
 
 class Communicator(Protocol):

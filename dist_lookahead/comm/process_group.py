@@ -1,6 +1,7 @@
 """Agents as processes: collectives over torch.distributed (NCCL, gloo)."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from dist_lookahead.mesh import NODES, WORLD, Mesh
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
+ANSWER_SECONDS = 3.0  # within which a store that is well answers
 ROLL_CALL_SECONDS = 2.0  # how long the survivors of a failure wait for each other's sign of life
 
 
@@ -61,6 +63,8 @@ class ProcessGroupCommunicator:
         members: of the group, by their numbers in the world.
         ranks: of the world's agents among all processes.
         roll_call: seconds for which the survivors of a failure wait for each other's sign of life.
+        waits_since: when this process has begun to wait for others, of `time.monotonic`; None while it does not.
+        where: says where agents are that are lost or late; a `Watchdog` knows.
 
     Raises:
         ValueError: without a process group, and for a mesh of another size or order of ranks.
@@ -77,6 +81,8 @@ class ProcessGroupCommunicator:
         self._torch_mesh = mesh if isinstance(mesh, DeviceMesh) else None
         self._whole: ProcessGroupCommunicator | None = None
         self.roll_call = roll_call
+        self.waits_since: float | None = None
+        self.where: Callable[[Sequence[int]], str] | None = None
         self.ranks = tuple(range(self.mesh.size))
         self._settle(WORLD, None, lambda: dist.group.WORLD)
         self._generation = self._agree_on_generation()
@@ -222,18 +228,35 @@ class ProcessGroupCommunicator:
         """What counts for this process: the world of its agents, and that of all processes."""
         return [self._world, *([self._world._whole] if self._world._whole else [])]
 
+    @property
+    def _top(self) -> "ProcessGroupCommunicator":
+        return self._worlds[-1]
+
     def let_go(self) -> None:
         """Drop torch's groups: what holds one keeps its connections open, and the others wait at their ends."""
         for end in self._axes.values():
             end._group = None
 
+    @property
+    def key(self) -> str:
+        """Where the processes of this training keep things in the store by which they have met."""
+        return f"dist_lookahead/{self._generation}"
+
     def absent_ranks(self) -> tuple[int, ...]:
         """After a failure: sign in at the rendezvous store; return the group's ranks that do not, () if unknown."""
         if not self._world.roll_call:
             return ()
+        found: list[tuple[int, ...]] = []
+        # A store whose host stands still would not answer for ever.
+        asking = threading.Thread(target=lambda: found.append(self._call_the_roll()), daemon=True)
+        asking.start()
+        asking.join(self._world.roll_call + ANSWER_SECONDS)
+        return found[0] if found else ()
+
+    def _call_the_roll(self) -> tuple[int, ...]:
         try:
             store = dist.distributed_c10d._get_default_store()
-            prefix = f"dist_lookahead/{self._world._generation}/failed of {'-'.join(map(str, self.ranks))}"
+            prefix = f"{self._world.key}/failed of {'-'.join(map(str, self.ranks))}"
             store.set(f"{prefix}/{self._world.rank}", "1")
             deadline = time.monotonic() + self._world.roll_call
             absent = self.members
@@ -246,11 +269,15 @@ class ProcessGroupCommunicator:
 
     def _wait(self, pending: Pending, work: Work) -> None:
         start = time.perf_counter()
+        top = self._top
+        top.waits_since = time.monotonic()
         try:
             work.wait()
         except RuntimeError as error:
             pending.throw(self._failed(error, everybody=not isinstance(work, _Together)))
             raise
+        finally:
+            top.waits_since = None
         waited = time.perf_counter() - start
         for world in self._worlds:
             world.seconds_waiting += waited
@@ -269,7 +296,11 @@ class ProcessGroupCommunicator:
 
     def _failed(self, error: RuntimeError, *, everybody: bool) -> CollectiveError:
         # An exchange fails on the neighbours of a lost agent only: that others do not sign in says nothing.
-        return CollectiveError(str(error), self.absent_ranks() if everybody else ())
+        absent = self.absent_ranks() if everybody else ()
+        return CollectiveError(str(error), absent, self._tell(absent))
+
+    def _tell(self, absent: tuple[int, ...]) -> str:
+        return self._top.where([self.ranks[rank] for rank in absent]) if absent and self._top.where else ""
 
     def _count(self, axis: str, nbytes: int) -> None:
         self.bytes_sent += nbytes

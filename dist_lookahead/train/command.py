@@ -29,7 +29,7 @@ from dist_lookahead.train.curves import draw_curves
 from dist_lookahead.train.exchange import texts_of_agents
 from dist_lookahead.train.export import export
 from dist_lookahead.train.inner_loop_picture import draw_inner_loop
-from dist_lookahead.train.outcome import write_divergence, write_outcome
+from dist_lookahead.train.outcome import Outcome, write_divergence, write_outcome
 from dist_lookahead.train.plan import Target
 from dist_lookahead.train.plan_facts import Asked, facts_of
 from dist_lookahead.train.plan_report import percent, show_plan
@@ -37,6 +37,7 @@ from dist_lookahead.train.prediction_report import report
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.settings import settings, sweep_settings
+from dist_lookahead.train.stalls import patience, watched
 from dist_lookahead.train.start import own_folder, require_same_run
 from dist_lookahead.train.summary import summary
 from dist_lookahead.train.sweep import run_sweep
@@ -44,7 +45,7 @@ from dist_lookahead.train.sweep_file import load_sweep
 from dist_lookahead.train.sweep_results import LINES, TABLE, write_results
 from dist_lookahead.train.theory_report import theory_report
 from dist_lookahead.train.theory_report_setting import Assumptions
-from dist_lookahead.train.trainer import DivergedError, Outcome, Trainer
+from dist_lookahead.train.trainer import DivergedError, Trainer
 from dist_lookahead.train.world import World, join_world
 
 BAD_INPUT, LOST_AGENT = 2, 1
@@ -184,7 +185,7 @@ def _plan(options: argparse.Namespace) -> int:
     distributed = "WORLD_SIZE" in os.environ
     names = ("nodes", "per_node", "bandwidth", "latency")
     asked = Asked(**{name: getattr(options, name) for name in names}, links=tuple(options.link))
-    device, timeout = config.run.device, config.run.timeout
+    device, timeout = config.run.device, patience(config)
     with join_world(agents=config.agents, device=device, timeout=timeout, mesh=config.mesh) as world:
         task = _build_task(config, world.communicators, world.device)
         facts = facts_of(config, task, world, asked, distributed=distributed)
@@ -252,8 +253,9 @@ def _train(options: argparse.Namespace) -> int:
     probe = [f"probe.name={options.probe}"] if options.probe else []
     config = load_config(options.file, [*options.overrides, *probe])
     _set_precision(config)
-    device, timeout = config.run.device, config.run.timeout
-    with join_world(agents=config.agents, device=device, timeout=timeout, mesh=config.mesh) as world:
+    device, timeout = config.run.device, patience(config)
+    joined = join_world(agents=config.agents, device=device, timeout=timeout, mesh=config.mesh)
+    with joined as world, watched(config, world):
         require_same_run(config, world)
         task = _build_task(config, world.communicators, world.device)
         with own_folder(config, world, resume=options.resume) as directory:

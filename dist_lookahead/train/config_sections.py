@@ -86,8 +86,13 @@ class Run(Section):
     """Where to train; auto takes CUDA where there is some."""
     deterministic: bool = False
     """Use only algorithms that give the same bits in every run; slower on a GPU."""
-    timeout: float = Field(default=600.0, gt=0)
-    """Seconds of silence after which a collective fails."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_the_timeout(cls, plain: Any) -> Any:
+        if isinstance(plain, dict) and "timeout" in plain:
+            raise Faults(["run.timeout is faults.timeout now: move it there"])
+        return plain
 
     @model_validator(mode="after")
     def _one_length(self) -> "Run":
@@ -189,6 +194,12 @@ class Sync(Section):
 class FaultHandling(Section):
     """What a run does about faults of the agents and their machines."""
 
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds for which an agent that is silent in a collective is waited for; more than the slowest is ever late."""
+    on_late: Literal["stop", "wait"] = "stop"
+    """What is done after `timeout`: end the run on every agent with an error that says who is late, or wait on."""
+    report_after: float = Field(default=30.0, gt=0)
+    """Seconds of waiting for others after which one agent says where all of them are; again after twice that, .."""
     differing_weights: Differing = "stop"
     """Where a comparison (sync.check_every) finds that agents' slow weights differ: end the run, or take the parameter
     from the majority of the agents and end it without one, or then take it from the lowest rank."""

@@ -25,7 +25,7 @@ FREE = (  # settings that may differ when a run goes on: they do not change what
     "run.name",
     "run.dir",
     "run.device",
-    "run.timeout",
+    "run.timeout",  # which older checkpoints have
     "run.epochs",
     "run.steps",
     "data.path",

@@ -1,11 +1,43 @@
 """How a run ended, as a file in its folder: written once, at the end, so that who finds it need not run it again."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from dist_lookahead.level import Level
 from dist_lookahead.train.run_directory import RunDirectory
-from dist_lookahead.train.trainer import Outcome
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        signal: that stopped it early; None for a run that came to its end.
+        step: fast steps done.
+        metrics: of the last evaluation, per kind of weights.
+        seconds: of training in this process.
+        steps_here: fast steps done in this process.
+        syncs: of the outermost level, in the whole run.
+        total_seconds: of training in the whole run, without evaluations and checkpoints.
+        exposed_seconds: of them, in which an agent was blocked by collectives; of the host's time on CUDA.
+        tau: the longest of the levels; None where it changes in the course of the run.
+        bytes_sent: by one agent in the whole run.
+        ddp_bytes: what one agent would have sent to average its gradients after every step.
+    """
+
+    signal: int | None
+    step: int
+    metrics: dict[str, dict[str, float]]
+    seconds: float
+    steps_here: int
+    syncs: int
+    total_seconds: float
+    exposed_seconds: float
+    tau: int | None
+    bytes_sent: int
+    ddp_bytes: int
 
 
 def write_outcome(directory: RunDirectory, outcome: Outcome) -> None:
@@ -44,3 +76,10 @@ def _write(directory: RunDirectory, values: Mapping[str, Any]) -> None:
     unfinished = directory.outcome.with_suffix(".tmp")
     unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(directory.outcome)  # there is a whole file or none
+
+
+def longest_tau(levels: Sequence[Level]) -> int | None:
+    """Return the longest of the levels' rounds; None where one changes in the course of the run."""
+    taus = [level.when.constant for level in levels]
+    constant = [tau for tau in taus if tau is not None]
+    return max(constant) if len(constant) == len(taus) else None

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from dist_lookahead.planner.advice import exposed_after, stretch
+from dist_lookahead.train.outcome import Outcome
 from dist_lookahead.train.progress import headlines
 from dist_lookahead.train.run_directory import RunDirectory
-from dist_lookahead.train.trainer import Outcome
 
 
 def summary(outcome: Outcome, directory: RunDirectory, *, name: str, agents: int) -> Table:

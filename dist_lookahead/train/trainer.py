@@ -3,12 +3,10 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from dist_lookahead.comm.communicator import CollectiveError
 from dist_lookahead.failure import SyncError
 from dist_lookahead.guard import PoisonedError
-from dist_lookahead.level import Level
 from dist_lookahead.same_weights import WeightsDifferError
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.agent import Agent, all_weights
@@ -19,6 +17,7 @@ from dist_lookahead.train.eras import Eras
 from dist_lookahead.train.exchange import sum_over_agents
 from dist_lookahead.train.history import History
 from dist_lookahead.train.inner_loop import as_record, window
+from dist_lookahead.train.outcome import Outcome, longest_tau
 from dist_lookahead.train.picture_grid import write_grid
 from dist_lookahead.train.progress import ProgressDisplay, headlines
 from dist_lookahead.train.recorder import Recorder
@@ -32,37 +31,6 @@ STRETCH = 16  # fast steps of a simulated agent at most: a signal and the progre
 
 class DivergedError(RuntimeError):
     """The training loss is not a number any more."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        signal: that stopped it early; None for a run that came to its end.
-        step: fast steps done.
-        metrics: of the last evaluation, per kind of weights.
-        seconds: of training in this process.
-        steps_here: fast steps done in this process.
-        syncs: of the outermost level, in the whole run.
-        total_seconds: of training in the whole run, without evaluations and checkpoints.
-        exposed_seconds: of them, in which an agent was blocked by collectives; of the host's time on CUDA.
-        tau: the longest of the levels; None where it changes in the course of the run.
-        bytes_sent: by one agent in the whole run.
-        ddp_bytes: what one agent would have sent to average its gradients after every step.
-    """
-
-    signal: int | None
-    step: int
-    metrics: dict[str, dict[str, float]]
-    seconds: float
-    steps_here: int
-    syncs: int
-    total_seconds: float
-    exposed_seconds: float
-    tau: int | None
-    bytes_sent: int
-    ddp_bytes: int
 
 
 class Trainer:
@@ -114,13 +82,14 @@ class Trainer:
         for agent in self.agents:
             agent.begin(self.step, self.course.eras)
         self.watch.start()
+        self.world.phase.step, self.world.phase.usual = self.step, "computing"
         try:
             with StopRequest(grace=self.config.checkpoint.grace, on_expire=self._too_late) as stop:
                 signum = self._loop(stop)
                 stop.done()  # what is left takes the time that it needs
                 if signum is None:
                     self._finish()
-                self.history.save(self.step)
+                self._save()
         except CollectiveError as error:  # of the metrics: those of a sync come as SyncError
             raise SyncError(
                 f"a sum over the agents after fast step {self.step} failed: {error.who}. "
@@ -143,14 +112,14 @@ class Trainer:
         while self.step < self.course.total:
             until = self._pause()
             self._train(until)
-            self.step = until
+            self.step = self.world.phase.step = until
             for agent in self.agents:
                 agent.look_after_sync()
             if self.agents[0].synced:
                 self._after_sync()
             if self.history.is_due(self.step):
                 self._count_seconds()
-                self.history.save(self.step)
+                self._save()
                 self.watch.start()
             self.progress.step(self.step)
             if self.history.may_save and (signum := self._agreed_signal()):
@@ -159,6 +128,10 @@ class Trainer:
                 for agent in self.agents:
                     agent.optimizer.stack.raise_flag(stop.signal)
         return None
+
+    def _save(self) -> None:
+        with self.world.phase("saving a checkpoint"):
+            self.history.save(self.step)
 
     def _agreed_signal(self) -> int:
         """Return the signal that all agents have heard of with the last sync, 0 without one."""
@@ -269,20 +242,22 @@ class Trainer:
             self.recorder.record("probe", self.step, as_record(moments, totals, task.measures, task.report))
 
     def _evaluate(self) -> None:
-        for which in self.config.evaluation.weights:
-            with all_weights(self.agents, which):
-                sums = [agent.evaluate() for agent in self.agents]
-                self._draw_pictures(which)
-            names = self.agents[0].task.measures
-            rows = [[own.get(name, 0.0) for name in names] for own in sums]
-            totals = sum_over_agents(self.world.communicators, rows, self.world.device)
-            metrics = self.agents[0].task.report(dict(zip(names, totals, strict=True)))
-            self.history.metrics[which] = metrics
-            self.progress.values(
-                {f"test {name}": value for name, value in headlines(metrics).items() if name != "loss"}
-            )
-            if self.recorder:
-                self.recorder.record("evaluation", self.step, {"weights": which, **self._spent(), **metrics})
+        with self.world.phase("evaluating"):
+            for which in self.config.evaluation.weights:
+                self._evaluate_at(which)
+
+    def _evaluate_at(self, which: str) -> None:
+        with all_weights(self.agents, which):
+            sums = [agent.evaluate() for agent in self.agents]
+            self._draw_pictures(which)
+        names = self.agents[0].task.measures
+        rows = [[own.get(name, 0.0) for name in names] for own in sums]
+        totals = sum_over_agents(self.world.communicators, rows, self.world.device)
+        metrics = self.agents[0].task.report(dict(zip(names, totals, strict=True)))
+        self.history.metrics[which] = metrics
+        self.progress.values({f"test {name}": value for name, value in headlines(metrics).items() if name != "loss"})
+        if self.recorder:
+            self.recorder.record("evaluation", self.step, {"weights": which, **self._spent(), **metrics})
 
     def _spent(self) -> dict[str, float]:
         """What the run has cost so far: curves are drawn against it."""
@@ -336,13 +311,7 @@ class Trainer:
             syncs=stack.bound[-1].rounds,
             total_seconds=self.history.seconds,
             exposed_seconds=self.history.exposed_seconds,
-            tau=_longest_tau(self.config.levels_stack()),
+            tau=longest_tau(self.config.levels_stack()),
             bytes_sent=self.history.bytes_sent(),
             ddp_bytes=self.course.ddp_bytes(self.step, weights),
         )
-
-
-def _longest_tau(levels: Sequence[Level]) -> int | None:
-    taus = [level.when.constant for level in levels]
-    constant = [tau for tau in taus if tau is not None]
-    return max(constant) if len(constant) == len(taus) else None

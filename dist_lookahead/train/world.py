@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -14,6 +14,7 @@ from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.mesh import NODES, Mesh
 from dist_lookahead.train.meeting import meet
+from dist_lookahead.train.phase import Phase
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class World:
     Attributes:
         communicators: one per agent that lives here: a single one under torchrun, all of them in a simulation.
         device: of this process.
+        phase: what this process is doing.
     """
 
     communicators: list[Communicator]
     device: torch.device
+    phase: Phase = field(default_factory=Phase)
 
     @property
     def agents(self) -> int:

@@ -1,0 +1,71 @@
+"""What is said of agents that others wait for: who they are, where, and what they were doing last."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dist_lookahead.comm.heartbeat import Heartbeat
+
+SILENT_SECONDS = 4.0  # without a sign of life, of which there is one each second
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The last sign of life of an agent.
+
+    Attributes:
+        beat: what it said; None where it never gave one.
+        age: seconds since it came; None where that is not known.
+    """
+
+    beat: Heartbeat | None
+    age: float | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the agent lives, and waits for others as well."""
+        return self.beat is not None and self.beat.waits and (self.age or 0.0) < SILENT_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """For how long the agent has done what it said."""
+        return (self.beat.seconds if self.beat else 0.0) + (self.age or 0.0)
+
+
+def one(rank: int, seen: Seen) -> str:
+    """Say where an agent is.
+
+    Example:
+        >>> one(1, Seen(Heartbeat(3, "node1", 42, 17, "computing", False, 31.0), 0.4))
+        'agent 1 (host node1, process 42) is computing after fast step 17, for 31 s'
+        >>> one(1, Seen(Heartbeat(3, "node1", 42, 17, "computing", False, 0.2), 29.0))
+        'agent 1 (host node1, process 42) has given no sign of life for 29 s; it was computing after fast step 17'
+    """
+    beat = seen.beat
+    if beat is None:
+        return f"agent {rank} has never given a sign of life"
+    who = f"agent {rank} (host {beat.host}, process {beat.process})"
+    if seen.age is None:
+        return f"{who} was {beat.doing} after fast step {beat.step} when it gave its last sign of life"
+    if seen.age >= SILENT_SECONDS:
+        silent = f"{who} has given no sign of life for {seen.age:.0f} s"
+        return f"{silent}; it was {beat.doing} after fast step {beat.step}"
+    return f"{who} is {beat.doing} after fast step {beat.step}, for {seen.seconds:.0f} s"
+
+
+def everybody(seen: Sequence[Seen]) -> str:
+    """Say where all agents are: those that wait for others together, and each of the others.
+
+    Example:
+        >>> waiting = Seen(Heartbeat(9, "node0", 41, 18, "waiting for others", True, 30.0), 0.0)
+        >>> computing = Seen(Heartbeat(3, "node1", 42, 17, "computing", False, 31.0), 0.0)
+        >>> everybody([waiting, computing, waiting]).split("; ")[0]
+        'agents [0, 2] wait for others, for 30 s'
+    """
+    waiting = {rank: said.seconds for rank, said in enumerate(seen) if said.waits}
+    together = [f"agents {list(waiting)} wait for others, for {max(waiting.values()):.0f} s"] if waiting else []
+    return "; ".join([*together, *(one(rank, said) for rank, said in enumerate(seen) if rank not in waiting)])
+
+
+def these(seen: Mapping[int, Seen]) -> str:
+    """Say where some agents are."""
+    return "; ".join(one(rank, said) for rank, said in seen.items())

@@ -1,0 +1,134 @@
+"""Nothing waits without a message: a watchdog says where each agent is when this one has waited long.
+
+with Watchdog(optimizer.stack.communicator, step=lambda: optimizer.stack.clock, report_after=30):
+    train()
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import torch.distributed as dist
+
+from dist_lookahead.comm.communicator import Communicator
+from dist_lookahead.comm.heartbeat import Heartbeats
+from dist_lookahead.comm.lateness import Seen, everybody, these
+from dist_lookahead.comm.process_group import ANSWER_SECONDS, ProcessGroupCommunicator
+
+LOOK_SECONDS = 0.25
+LISTEN_SECONDS = 1.0  # of waiting, after which the others' signs of life are read
+
+_log = logging.getLogger(__name__)
+
+
+class Watchdog:
+    """Tells who is late, in a training of several processes; entered as a context around it.
+
+    Each agent says every second, by the store through which the processes have met, what it is doing. The agent of the
+    lowest rank that has waited `report_after` seconds for others says where each agent is, and again after twice that
+    time, and so on. When a collective fails, its error says where the agents are that are lost or late.
+
+    Args:
+        communicator: of all agents; with simulated ones, or a single one, there is nothing to watch.
+        step: returns the number of fast steps done.
+        doing: returns what this process does when it does not wait for others, in a few words.
+        report_after: seconds of waiting, above 0.
+        say: takes each report; None for a warning of this module's logger.
+
+    Raises:
+        ValueError: for a time that is not above 0.
+
+    Example:
+        >>> from dist_lookahead import simulate
+        >>> with Watchdog(simulate(2)[0], step=lambda: 0):
+        ...     pass
+    """
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        *,
+        step: Callable[[], int],
+        doing: Callable[[], str] = lambda: "computing",
+        report_after: float = 30.0,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        if not report_after > 0:
+            raise ValueError(f"report_after={report_after} must be above 0, in seconds")
+        self._communicator, self._step, self._doing = communicator, step, doing
+        self._report_after, self._say = report_after, say or _log.warning
+        self._state, self._since = (0, "", False), time.monotonic()
+        self._ended = threading.Event()
+        self._beats: Heartbeats | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Watchdog":
+        end = self._communicator
+        if isinstance(end, ProcessGroupCommunicator) and end.size > 1:
+            store = dist.distributed_c10d._get_default_store()
+            self._beats = Heartbeats(store, end.key, end.rank, end.size, self._own_state)
+            end.where = self.where
+            self._beats.start()
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._beats and self._thread and isinstance(self._communicator, ProcessGroupCommunicator):
+            self._communicator.where = None
+            self._thread.join()
+            self._beats.end()
+
+    def where(self, ranks: Sequence[int]) -> str:
+        """Say where these agents are, or were last; "" where the store does not answer."""
+        assert self._beats
+        return these(self._seen(ranks)) if self._beats.ask(ANSWER_SECONDS) else ""
+
+    def _seen(self, ranks: Sequence[int]) -> dict[int, Seen]:
+        assert self._beats
+        heard = self._beats.heard()
+        return {rank: Seen(*found) if (found := heard[rank]) else Seen(None) for rank in ranks}
+
+    def _own_state(self) -> tuple[int, str, bool, float]:
+        """Return what this agent does, and for how long; both threads ask."""
+        end = self._communicator
+        waits = isinstance(end, ProcessGroupCommunicator) and end.waits_since is not None
+        state = self._step(), "waiting for others" if waits else self._doing(), waits
+        if state != self._state:
+            self._state, self._since = state, time.monotonic()
+        since = (end.waits_since if isinstance(end, ProcessGroupCommunicator) else None) or self._since
+        return *state, time.monotonic() - since
+
+    def _watch(self) -> None:
+        assert self._beats
+        due, since = self._report_after, None
+        while not self._ended.wait(min(LOOK_SECONDS, self._report_after / 4)):
+            *_, waits, seconds = self._own_state()
+            begun = self._communicator.waits_since if isinstance(self._communicator, ProcessGroupCommunicator) else None
+            if begun != since:
+                due, since = self._report_after, begun
+                self._beats.stop_listening()
+            if waits and seconds >= min(LISTEN_SECONDS, self._report_after / 2):
+                self._beats.listen()
+            if waits and seconds >= due:
+                due *= 2
+                self._report(seconds)
+
+    def _report(self, seconds: float) -> None:
+        assert self._beats
+        end = self._communicator
+        if not self._beats.ask(ANSWER_SECONDS):
+            self._say(
+                f"agent {end.rank} has waited for others for {seconds:.0f} s after fast step {self._step()}; the store "
+                "where it could ask for them does not answer: is its host there?"
+            )
+            return
+        seen = self._seen(range(end.size)) | {end.rank: Seen(self._beats.own(), 0.0)}
+        if not any(seen[rank].waits for rank in range(end.rank)):
+            told = everybody([seen[rank] for rank in range(end.size)])
+            self._say(f"agents have been waited for {seconds:.0f} s: {told}")
