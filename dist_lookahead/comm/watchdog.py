@@ -60,7 +60,7 @@ class Watchdog:
         self._communicator, self._step, self._doing = communicator, step, doing
         self._report_after, self._say = report_after, say or _log.warning
         self._state, self._since = (0, "", False), time.monotonic()
-        self._ended = threading.Event()
+        self._ended: threading.Event | None = None
         self._beats: Heartbeats | None = None
         self._thread: threading.Thread | None = None
 
@@ -71,6 +71,7 @@ class Watchdog:
             self._beats = Heartbeats(store, end.key, end.rank, end.size, self._own_state)
             end.where = self.where
             self._beats.start()
+            self._ended = threading.Event()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -78,11 +79,18 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        if self._beats and self._thread and isinstance(self._communicator, ProcessGroupCommunicator):
+        if self._ended and self._beats and self._thread and isinstance(self._communicator, ProcessGroupCommunicator):
+            self._ended.set()
             self._communicator.where = None
             self._thread.join()
             self._beats.end()
+        self._ended = self._beats = self._thread = None
+
+    def follow(self, communicator: Communicator) -> None:
+        """Watch other agents from now on: those that are there after some were lost or have come."""
+        self.__exit__(None, None, None)
+        self._communicator = communicator
+        self.__enter__()
 
     def where(self, ranks: Sequence[int]) -> str:
         """Say where these agents are, or were last; "" where the store does not answer."""
@@ -106,6 +114,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         assert self._beats
+        assert self._ended
         due, since = self._report_after, None
         while not self._ended.wait(min(LOOK_SECONDS, self._report_after / 4)):
             *_, waits, seconds = self._own_state()

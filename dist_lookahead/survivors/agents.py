@@ -94,13 +94,24 @@ class Survivors:
         A sync that has failed is done again by those that are left: with their fast weights, as if the lost agents
         had not been there in that round.
         """
+        self.through(optimizer, lambda: optimizer.step(closure))
+
+    def through(self, optimizer: DistributedLookahead, take: Callable[[], object]) -> bool:
+        """Do what takes a fast step, as `step` does; return whether the agents are others now.
+
+        Args:
+            optimizer: of this agent.
+            take: takes the step with it.
+        """
         stack = optimizer.stack
         if self.rank == 0 and stack.next_due <= stack.clock + 1 and self._membership.somebody_knocks():
             stack.raise_flag(NEWCOMER)
-        whole = self.attempt(lambda: optimizer.step(closure))
+        whole = self.attempt(take)
         told_of_newcomer = NEWCOMER in stack.flags and stack.bound[-1].landed == stack.clock
-        if not whole or told_of_newcomer:
-            self.regroup(optimizer, newcomers=whole)
+        if whole and not told_of_newcomer:
+            return False
+        self.regroup(optimizer, newcomers=whole)
+        return True
 
     def attempt(self, communicate: Callable[[], object]) -> bool:
         """Return whether something came to its end; not, where an agent was lost meanwhile: then `regroup`."""

@@ -166,11 +166,13 @@ def add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     launch.add_argument("--node", type=int, default=0, help="this node, from 0 (default: %(default)s)")
     launch.add_argument("--store", default=HERE, metavar="HOST:PORT", help="of node 0 (default: %(default)s)")
     launch.add_argument("--rejoin", type=int, default=0, metavar="K", help="start up to K lost agents anew, to join")
-    launch.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT ...", help="or -m MODULE, with arguments")
+    launch.add_argument("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE ...", help="with its arguments")
+    launch.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT ...", help="in place of -m MODULE")
     launch.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     names = ("agents", "nodes", "node", "store", "rejoin")
     given = {name: getattr(options, name) for name in names}
-    return Launch(options.script, token=os.environ.get(TOKEN, ""), **given).run()
+    command = ["-m", *options.module] if options.module else options.script
+    return Launch(command, token=os.environ.get(TOKEN, ""), **given).run()

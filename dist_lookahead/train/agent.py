@@ -62,6 +62,7 @@ class Agent:
             guard=self._guard,
             probe=self._probe if any(level.move.searches for level in levels) else None,
             data_parallel=AXIS if self.shares_gradients and not self.is_split else None,
+            recoverable=config.faults.on_lost_agent == "continue",
         )
         watched = config.logging.dynamics and is_watchable(levels, communicator.mesh, config.inner)
         self.dynamics = Dynamics(self.optimizer.stack) if watched and not self.is_split else None
@@ -103,6 +104,22 @@ class Agent:
             self.dynamics.begin(self.optimizer.stack.buckets)
         feed, batches = self.config.feed, replace(self._sampler, start=step)
         self._batches = loader(self.task.train_batch, batches, workers=feed.workers, pin_memory=feed.pin_memory)
+
+    def meet(self, communicator: Communicator, step: int, eras: Eras) -> None:
+        """Go on with other agents: share the samples that nobody has read with them.
+
+        Args:
+            communicator: this agent's end of those that are there now.
+            step: fast steps done.
+            eras: how many agents there were, and are.
+        """
+        self.communicator = communicator
+        self._sampler = replace(self._sampler, rank=communicator.rank, agents=communicator.size)
+        if self.dynamics:
+            self.dynamics = Dynamics(self.optimizer.stack)
+            self.dynamics.begin(self.optimizer.stack.buckets)
+        self.end()
+        self.begin(step, eras)
 
     def end(self) -> None:
         """Let go of the data: its worker processes end with the iterator, and must not outlive the training."""

@@ -35,6 +35,7 @@ from dist_lookahead.train.plan_facts import Asked, facts_of
 from dist_lookahead.train.plan_report import percent, show_plan
 from dist_lookahead.train.prediction_report import report
 from dist_lookahead.train.recorder import read_metrics
+from dist_lookahead.train.restart import require_restarts
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.settings import settings, sweep_settings
 from dist_lookahead.train.stalls import patience, watched
@@ -254,7 +255,9 @@ def _train(options: argparse.Namespace) -> int:
     config = load_config(options.file, [*options.overrides, *probe])
     _set_precision(config)
     device, timeout = config.run.device, patience(config)
-    joined = join_world(agents=config.agents, device=device, timeout=timeout, mesh=config.mesh)
+    require_restarts(config)
+    survives = config.faults.on_lost_agent == "continue"
+    joined = join_world(agents=config.agents, device=device, timeout=timeout, mesh=config.mesh, survives=survives)
     with joined as world, watched(config, world):
         require_same_run(config, world)
         task = _build_task(config, world.communicators, world.device)

@@ -26,6 +26,10 @@ def elastic(
 ) -> Iterator[str]:
     """Say what depends on the number of agents, or has no moment at which they are all alike."""
     if faults.agents != "elastic":
+        if faults.on_lost_agent == "continue":
+            yield (
+                "faults.on_lost_agent='continue' with faults.agents='fixed': those that are left are fewer; use elastic"
+            )
         return
     for fault in _faults(task, agents, mesh, inner, levels):
         yield f"faults.agents='elastic' with {fault}"

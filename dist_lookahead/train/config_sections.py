@@ -200,6 +200,9 @@ class FaultHandling(Section):
     """What is done after `timeout`: end the run on every agent with an error that says who is late, or wait on."""
     report_after: float = Field(default=30.0, gt=0)
     """Seconds of waiting for others after which one agent says where all of them are; again after twice that, .."""
+    on_lost_agent: Literal["stop", "restart", "continue"] = "stop"
+    """stop: the run ends on every agent; restart: the same, and it does not begin where torchrun would not start agents
+    again; continue: those that are left go on in the same processes, started by `dist-lookahead launch`."""
     differing_weights: Differing = "stop"
     """Where a comparison (sync.check_every) finds that agents' slow weights differ: end the run, or take the parameter
     from the majority of the agents and end it without one, or then take it from the lowest rank."""

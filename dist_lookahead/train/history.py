@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.train.agent import Agent
 from dist_lookahead.train.checkpoint import CheckpointStore, newest_common
 from dist_lookahead.train.checkpoint_survey import Survey, passed_over, read_survey
@@ -66,21 +67,50 @@ class History:
         self._config = config
         self._agents = agents
         self._elastic = config.faults.agents == "elastic"
-        self._size = agents[0].communicator.size
-        self._stores = [
-            CheckpointStore(
-                directory.checkpoints,
-                agent.communicator.rank,
-                self._size,
-                keep=config.checkpoint.keep,
-                elastic=self._elastic,
-            )
-            for agent in agents
-        ]
+        self._directory = directory
+        self._open_stores([agent.communicator for agent in agents])
         self._eras = Eras(((0, self._size),))
         self._last: int | None = None
         self._common = -1
         self._bytes_before = -agents[0].communicator.bytes_sent  # what the construction sent does not count
+
+    def _open_stores(self, communicators: Sequence[Communicator]) -> None:
+        self._size, checkpoint = communicators[0].size, self._config.checkpoint
+        self._stores = [
+            CheckpointStore(
+                self._directory.checkpoints, end.rank, self._size, keep=checkpoint.keep, elastic=self._elastic
+            )
+            for end in communicators
+        ]
+
+    def meet(self, communicator: Communicator, step: int) -> Eras:
+        """Take up what agent 0 has counted, where agents are others now; return how many there were, and are.
+
+        Args:
+            communicator: this agent's end of those that are there now.
+            step: fast steps done.
+
+        Raises:
+            CollectiveError: an agent is lost.
+        """
+        own = {
+            "eras": self._eras.plain(),
+            "metrics": self.metrics,
+            "next_evaluation": self.next_evaluation,
+            "seconds": self.seconds,
+            "exposed_seconds": self.exposed_seconds,
+            "bytes_sent": self.bytes_sent(),
+            "last": self._last,
+        }
+        told = json.loads(texts_of_agents([communicator], [json.dumps(own)], self._agents[0].device)[0])
+        self._eras = Eras.read(told["eras"]).then(step, communicator.size)
+        self.metrics, self.next_evaluation = told["metrics"], told["next_evaluation"]
+        self.seconds, self.exposed_seconds = told["seconds"], told["exposed_seconds"]
+        self._bytes_before = told["bytes_sent"] - communicator.bytes_sent
+        self._last = told["last"]
+        self.all_agents_passed()
+        self._open_stores([communicator])
+        return self._eras
 
     @property
     def may_save(self) -> bool:

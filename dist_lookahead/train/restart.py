@@ -70,6 +70,19 @@ class Launcher:
         return False
 
 
+def require_restarts(config: Config) -> None:
+    """Refuse to begin where agents are to be started again, and nobody would.
+
+    Raises:
+        ValueError: without torchrun, and for one that has not been told to.
+    """
+    if config.faults.on_lost_agent == "restart" and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) < 1:
+        raise ValueError(
+            "faults.on_lost_agent='restart' needs torchrun with --max-restarts of at least 1, such as "
+            "`RESTARTS=3 launch/local.sh N FILE`"
+        )
+
+
 def known_run(config: Config) -> str:
     """Return what this agent knows of the run that its launcher has begun: its folder's name and state, "" for nothing.
 

@@ -1,6 +1,7 @@
 """Agents that are late in a run: how long they are waited for, and who says so meanwhile."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dist_lookahead.comm.watchdog import Watchdog
 from dist_lookahead.train.config import Config
@@ -14,9 +15,11 @@ def patience(config: Config) -> float:
     return FOR_EVER if config.faults.on_late == "wait" else config.faults.timeout
 
 
-def watched(config: Config, world: World) -> AbstractContextManager[object]:
-    """Return a context in which nobody is waited for without a message."""
-    phase = world.phase
-    return Watchdog(
-        world.communicators[0], step=lambda: phase.step, doing=phase.doing, report_after=config.faults.report_after
-    )
+@contextmanager
+def watched(config: Config, world: World) -> Iterator[None]:
+    """Enter a context in which nobody is waited for without a message, also when the agents change."""
+    phase, after = world.phase, config.faults.report_after
+    watchdog = Watchdog(world.communicators[0], step=lambda: phase.step, doing=phase.doing, report_after=after)
+    world.company.on_change = lambda: watchdog.follow(world.communicators[0])
+    with watchdog:
+        yield

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dist_lookahead.comm.communicator import CollectiveError
 from dist_lookahead.failure import SyncError
@@ -52,14 +52,18 @@ class Trainer:
         self.agents = [Agent(config, task, c, world.device) for c in world.communicators]
         self.history = History(config, directory, self.agents)
         self.step = self.start = self.history.restore(self._plan) if resume else self.history.begin(self._plan)
-        self.progress = ProgressDisplay(
-            config.run.name,
-            total=self.course.total,
-            start=self.start,
-            mode=config.logging.progress if world.leads else "off",
-        )
+        self.progress = self._open_progress()
         self.recorder = self._open_recorder() if world.leads else None
         self.watch = Stopwatch(world.communicators)  # of a round; evaluations and checkpoints belong to none
+
+    def _open_progress(self) -> ProgressDisplay:
+        logging = self.config.logging
+        return ProgressDisplay(
+            self.config.run.name,
+            total=self.course.total,
+            start=self.step,
+            mode=logging.progress if self.world.leads else "off",
+        )
 
     def _plan(self, eras: Eras) -> Course:
         """Find out how far the run is when, before the state of agents is loaded."""
@@ -111,12 +115,14 @@ class Trainer:
         """Take fast steps until the end, or until agents have told each other of a signal; return that."""
         while self.step < self.course.total:
             until = self._pause()
-            self._train(until)
-            self.step = self.world.phase.step = until
+            others = self._through(lambda until=until: self._train(until))
+            self.step = self.world.phase.step = self.agents[0].optimizer.stack.clock if others else until
+            if others:
+                self._go_on_with_others()
             for agent in self.agents:
                 agent.look_after_sync()
             if self.agents[0].synced:
-                self._after_sync()
+                self.world.company.together(self._after_sync)
             if self.history.is_due(self.step):
                 self._count_seconds()
                 self._save()
@@ -184,12 +190,39 @@ class Trainer:
     def _finish(self) -> None:
         """Synchronise the last, partial round, or land what is in flight, and evaluate."""
         if not self.agents[0].optimizer.stack.settled:
-            for agent in self.agents:
-                agent.optimizer.sync()
+            while self._through(lambda: [agent.optimizer.sync() for agent in self.agents]):
+                self._go_on_with_others()
             for agent in self.agents:
                 agent.look_after_sync()
-            self._after_sync()
-        self._evaluate()
+            self.world.company.together(self._after_sync)
+        while not self.world.company.together(self._evaluate):
+            self.world.company.regroup(self.agents[0].optimizer)
+            self._go_on_with_others()
+
+    def _through(self, take: Callable[[], object]) -> bool:
+        """Take fast steps or a sync; return whether the agents are others now."""
+        return self.world.company.through(self.agents[0].optimizer, take)
+
+    def _go_on_with_others(self) -> None:
+        """Share the work anew with the agents that are there now."""
+        while not self.world.company.together(self._meet_others):
+            self.world.company.regroup(self.agents[0].optimizer)
+
+    def _meet_others(self) -> None:
+        self._count_seconds()
+        (agent,), before = self.agents, self.world.agents
+        communicator = agent.optimizer.stack.communicator
+        eras = self.history.meet(communicator, self.step)
+        self.world.communicators[0] = communicator
+        self._plan(eras)
+        agent.meet(communicator, self.step, eras)
+        self.world.company.on_change()
+        self.watch.start()
+        if self.world.leads:
+            self.recorder = self.recorder or self._open_recorder()
+            self.recorder.record("agents", self.step, {"agents": eras.agents, "before": before})
+            self.progress.close()
+            self.progress = self._open_progress()
 
     def _report_sync(self, syncs: int) -> None:
         """Sum over the agents what they measured since the last report, and write it down."""
@@ -280,7 +313,7 @@ class Trainer:
         self.directory.outcome.unlink(missing_ok=True)
         self.directory.config.write_text(self.config.to_yaml(), encoding="utf-8")
         events = self.directory.tensorboard if self.config.logging.tensorboard else None
-        return Recorder(self.directory.metrics, events, start=self.start)
+        return Recorder(self.directory.metrics, events, start=self.step)
 
     def _say_where_it_starts(self) -> None:
         agents = f"{self.world.agents} agent{'s' if self.world.agents > 1 else ''}"

@@ -13,6 +13,8 @@ from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.mesh import NODES, Mesh
+from dist_lookahead.survivors.agents import JOINS, STORE, Survivors
+from dist_lookahead.train.company import Company, Surviving
 from dist_lookahead.train.meeting import meet
 from dist_lookahead.train.phase import Phase
 
@@ -25,11 +27,13 @@ class World:
         communicators: one per agent that lives here: a single one under torchrun, all of them in a simulation.
         device: of this process.
         phase: what this process is doing.
+        company: the agents of other processes, and whether they may be lost.
     """
 
     communicators: list[Communicator]
     device: torch.device
     phase: Phase = field(default_factory=Phase)
+    company: Company = field(default_factory=Company)
 
     @property
     def agents(self) -> int:
@@ -43,7 +47,9 @@ class World:
 
 
 @contextmanager
-def join_world(*, agents: int, device: str, timeout: float, mesh: Mesh | None = None) -> Iterator[World]:
+def join_world(
+    *, agents: int, device: str, timeout: float, mesh: Mesh | None = None, survives: bool = False
+) -> Iterator[World]:
     """Enter the process group of torchrun if there is one, else simulate.
 
     Args:
@@ -51,12 +57,17 @@ def join_world(*, agents: int, device: str, timeout: float, mesh: Mesh | None = 
         device: "auto", "cpu" or "cuda".
         timeout: seconds of silence after which a collective fails.
         mesh: axes of the agents; None for those of nodes, of which a simulation has one.
+        survives: whether the run goes on without agents that are lost, which `dist-lookahead launch` has started.
 
     Raises:
-        ValueError: for simulated agents under torchrun, a mesh of another size, a device that is not there, and agents
-            that were told different numbers of agents.
+        ValueError: for simulated agents under torchrun, a mesh of another size, a device that is not there, agents that
+            were told different numbers of agents, and agents that go on without others but were not started so.
     """
     chosen = _device(device)
+    if survives or STORE in os.environ:
+        with _survivors(chosen, timeout, survives=survives) as world:
+            yield world
+        return
     if "WORLD_SIZE" not in os.environ:
         yield World(simulate(mesh or Mesh((1, agents), NODES)), chosen)
         return
@@ -77,6 +88,35 @@ def join_world(*, agents: int, device: str, timeout: float, mesh: Mesh | None = 
         yield World([ProcessGroupCommunicator(mesh)], chosen)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _survivors(device: torch.device, timeout: float, *, survives: bool) -> Iterator[World]:
+    if not survives:
+        raise ValueError(
+            "`dist-lookahead launch` leaves the others running when an agent ends, and this run needs all of them: set "
+            "faults.on_lost_agent: continue (and faults.agents: elastic), or use torchrun"
+        )
+    if STORE not in os.environ:
+        raise ValueError(
+            "faults.on_lost_agent='continue' needs agents that nobody ends when one of them ends, as torchrun would: "
+            "start them with `dist-lookahead launch --agents N -m dist_lookahead train FILE`"
+        )
+    if JOINS in os.environ:
+        raise ValueError(
+            "an agent of a run file cannot be started anew while the others go on: leave out --rejoin. It joins when "
+            "the run is started again with --resume"
+        )
+    if device.type != "cpu":
+        raise ValueError(
+            "faults.on_lost_agent='continue' with run.device='cuda': groups are over gloo; use cpu, or restart"
+        )
+    survivors = Survivors.from_environment(timeout=timeout)
+    try:
+        end = ProcessGroupCommunicator(Mesh((survivors.size,)), roll_call=0)
+        yield World([end], device, company=Surviving(survivors))
+    finally:
+        survivors.end()
 
 
 def _device(name: str) -> torch.device:
