@@ -166,6 +166,7 @@ class _SignsOfLife(threading.Thread):
         super().__init__(name="signs of life", daemon=True)
         self._store, self._own = store, name
         self._heard: dict[str, tuple[int, float]] = {}
+        self._looked = time.monotonic()
         self._ended = threading.Event()
         self.watch(members)
         self.start()
@@ -175,8 +176,11 @@ class _SignsOfLife(threading.Thread):
         self._heard = {member: self._heard.get(member, (-1, time.monotonic())) for member in members}
 
     def silent_for(self, member: str) -> float:
-        """Return for how many seconds an agent has given no sign."""
-        return time.monotonic() - self._heard[member][1]
+        """Return for how many seconds an agent has given no sign, up to the last time that this one could look.
+
+        After a cut it may be this agent's own connection that is not back yet: then nothing is known of the others.
+        """
+        return self._looked - self._heard[member][1]
 
     def end(self) -> None:
         """Give no more signs."""
@@ -187,13 +191,20 @@ class _SignsOfLife(threading.Thread):
         """Give and look, until it is ended or the store is."""
         while not self._ended.wait(BEAT_SECONDS):
             try:
-                self._store.add(f"beat/{self._own}", 1)
-                for member, (beats, _) in list(self._heard.items()):
-                    now = self._store.add(f"beat/{member}", 0)
-                    if now != beats and member in self._heard:
-                        self._heard[member] = now, time.monotonic()
-            except RuntimeError:  # the store is gone: nobody can agree on anything any more
-                return
+                self._beat()
+            except RuntimeError:  # a connection that has not outlived a cut; without a store nobody agrees on anything
+                try:
+                    self._store = self._store.clone()
+                except RuntimeError:
+                    return
+
+    def _beat(self) -> None:
+        self._store.add(f"beat/{self._own}", 1)
+        for member, (beats, _) in list(self._heard.items()):
+            now = self._store.add(f"beat/{member}", 0)
+            if now != beats and member in self._heard:
+                self._heard[member] = now, time.monotonic()
+        self._looked = time.monotonic()
 
 
 def serve(host: str, port: int) -> tuple[dist.Store, int]:

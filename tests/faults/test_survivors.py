@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -207,6 +208,32 @@ def test_who_comes_after_the_list_was_written_is_left_out() -> None:
         b.agree([1, 4])
     a.end()
     b.end()
+
+
+class Cut(dist.HashStore):
+    """A connection that nothing comes through until the event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mended = threading.Event()
+
+    def add(self, key: str, value: int) -> int:
+        self.mended.wait(30)
+        return super().add(key, value)
+
+
+def test_who_cannot_hear_the_others_does_not_take_them_for_lost() -> None:
+    """After a cut an agent's connection for signs of life may come back later than that by which it agrees."""
+    store, cut = dist.HashStore(), Cut()
+    blind = Membership(store, cut, "a", ["a", "b"], silence=0.5)
+    agreed = threading.Thread(target=blind.agree, args=([0],))
+    agreed.start()
+    agreed.join(2)
+    assert not store.check(["1/members"])
+    cut.mended.set()  # now it looks, and there is no sign of b
+    agreed.join(10)
+    assert store.get("1/members") == b'["a"]'
+    blind.end()
 
 
 @pytest.mark.parametrize(
