@@ -81,6 +81,19 @@ class Survivors:
         """Number of agents that are there now."""
         return max(1, len(self.generation.members))
 
+    @property
+    def joins(self) -> bool:
+        """Whether this agent has come later, and is alone until `enter`."""
+        return not self.generation.members
+
+    def leave_note(self, text: str) -> None:
+        """Tell agents that join later something about the training."""
+        self._store.set("note", text)
+
+    def read_note(self) -> str:
+        """Return what has been left for those who join; waits until it is there."""
+        return self._store.get("note").decode(errors="replace")
+
     def enter(self, optimizer: DistributedLookahead) -> None:
         """Before the first step: an agent that joins later waits for the others' next sync, and takes their state."""
         if not self.generation.members:

@@ -114,6 +114,8 @@ class Agent:
             eras: how many agents there were, and are.
         """
         self.communicator = communicator
+        if self.step == 0:  # it has just come, and begun with the random numbers of a first agent
+            self.random = RandomState(derive_seed(self.config.run.seed, "agent", communicator.rank, step), self.device)
         self._sampler = replace(self._sampler, rank=communicator.rank, agents=communicator.size)
         if self.dynamics:
             self.dynamics = Dynamics(self.optimizer.stack)

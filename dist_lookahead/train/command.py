@@ -21,6 +21,7 @@ from dist_lookahead.planner.advice import EXPOSED
 from dist_lookahead.same_weights import WeightsDifferError
 from dist_lookahead.stability import instabilities
 from dist_lookahead.survivors.launcher import add_launch
+from dist_lookahead.survivors.membership import LeftOut
 from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.comparison import X
 from dist_lookahead.train.comparison_report import write_comparison
@@ -50,6 +51,8 @@ from dist_lookahead.train.trainer import DivergedError, Trainer
 from dist_lookahead.train.world import World, join_world
 
 BAD_INPUT, LOST_AGENT = 2, 1
+BAD = (ConfigError, ValueError, OSError, DivergedError, PoisonedError)
+LOST = (SyncError, WeightsDifferError, LeftOut)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (ConfigError, ValueError, OSError, DivergedError, PoisonedError, SyncError, WeightsDifferError) as error:
+    except (*BAD, *LOST) as error:
         print(f"dist-lookahead {options.command}: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-        return LOST_AGENT if isinstance(error, SyncError | WeightsDifferError) else BAD_INPUT
+        return LOST_AGENT if isinstance(error, LOST) else BAD_INPUT
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,22 @@ class Company:
     def __init__(self) -> None:
         self.on_change: Callable[[], None] = lambda: None
 
+    @property
+    def joins(self) -> bool:
+        """Whether this agent has come later, and is alone until `enter`."""
+        return False
+
+    def enter(self, optimizer: DistributedLookahead) -> bool:
+        """Before the first fast step; return whether this agent has joined others that are under way."""
+        return False
+
+    def leave_note(self, text: str) -> None:
+        """Tell agents that join later something about the run."""
+
+    def read_note(self) -> str:
+        """Return what has been left for those who join."""
+        raise NotImplementedError("nobody joins this run")
+
     def through(self, optimizer: DistributedLookahead, take: Callable[[], object]) -> bool:
         """Take fast steps or a sync; return whether the agents are others now."""
         take()
@@ -46,6 +62,25 @@ class Surviving(Company):
         super().__init__()
         self._survivors = survivors
         self._incomplete = False
+
+    @property
+    def joins(self) -> bool:
+        """Whether this agent has come later, and is alone until `enter`."""
+        return self._survivors.joins
+
+    def enter(self, optimizer: DistributedLookahead) -> bool:
+        """Before the first fast step; return whether this agent has joined others that are under way."""
+        joins = self.joins
+        self._survivors.enter(optimizer)
+        return joins
+
+    def leave_note(self, text: str) -> None:
+        """Tell agents that join later something about the run."""
+        self._survivors.leave_note(text)
+
+    def read_note(self) -> str:
+        """Return what has been left for those who join."""
+        return self._survivors.read_note()
 
     def through(self, optimizer: DistributedLookahead, take: Callable[[], object]) -> bool:
         """Take fast steps or a sync; return whether the agents are others now."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_lookahead.level import Level
+from dist_lookahead.stack import LevelStack
 from dist_lookahead.train.run_directory import RunDirectory
 
 
@@ -83,3 +84,9 @@ def longest_tau(levels: Sequence[Level]) -> int | None:
     taus = [level.when.constant for level in levels]
     constant = [tau for tau in taus if tau is not None]
     return max(constant) if len(constant) == len(taus) else None
+
+
+def gradient_bytes(stack: LevelStack) -> int:
+    """Return the bytes of the gradients of a fast step."""
+    parameters = [slot.weight.parameter for bucket in stack.buckets for slot in bucket.slots]
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)

@@ -1,5 +1,6 @@
 """Before a run starts: all agents have the same run file, and its folder is theirs alone."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,8 +44,12 @@ def require_same_run(config: Config, world: World) -> None:
     Raises:
         AgentsDiffer: with the first setting that differs, and what each agent has.
     """
-    lines = [f"{path}: {value!r}" for path, value in flat(config.resolved()) if path not in OWN]
-    require_same_lines(world.communicators, lines, world.device, "Give the same file and --set to every agent")
+    advice = "Give the same file and --set to every agent"
+    require_same_lines(world.communicators, _lines(config), world.device, advice)
+
+
+def _lines(config: Config) -> list[str]:
+    return [f"{path}: {value!r}" for path, value in flat(config.resolved()) if path not in OWN]
 
 
 @contextmanager
@@ -56,6 +61,9 @@ def own_folder(config: Config, world: World, *, resume: bool) -> Iterator[RunDir
     Raises:
         ValueError: on every agent, where another process trains there.
     """
+    if world.company.joins:
+        yield _folder_of_those_under_way(config, world)
+        return
     directory = _agreed(config, world, resume=resume)
     lock = RunLock(directory.path, agent=world.communicators[0].rank)
     held_by = lock.acquire()
@@ -65,9 +73,23 @@ def own_folder(config: Config, world: World, *, resume: bool) -> Iterator[RunDir
         fault = f"another run trains in {directory.path}: {held_by}. Wait for it, end it, or start a new run"
         faults = [fault if held_by else "", *[""] * (len(world.communicators) - 1)]
         fail_together(world.communicators, faults, world.device)
+        if world.leads:
+            world.company.leave_note(json.dumps({"folder": directory.path.name, "lines": _lines(config)}))
         yield directory
     finally:
         lock.release()
+
+
+def _folder_of_those_under_way(config: Config, world: World) -> RunDirectory:
+    """Return the folder of the run that this agent joins, which those lock who have begun it."""
+    note = json.loads(world.company.read_note())
+    theirs, own = note["lines"], _lines(config)
+    if differing := [line for line in own if line not in theirs]:
+        raise ValueError(
+            f"the run that this agent would join has other settings; of this agent: {'; '.join(differing[:3])}. Give "
+            "the same file and --set to every agent"
+        )
+    return RunDirectory.named(config, str(note["folder"]))
 
 
 def _agreed(config: Config, world: World, *, resume: bool) -> RunDirectory:

@@ -12,18 +12,18 @@ from dist_lookahead.tasks.task import Task
 from dist_lookahead.train.agent import Agent, all_weights
 from dist_lookahead.train.config import Config
 from dist_lookahead.train.course import Course
-from dist_lookahead.train.data_parallel import average_simulated
 from dist_lookahead.train.eras import Eras
 from dist_lookahead.train.exchange import sum_over_agents
 from dist_lookahead.train.history import History
 from dist_lookahead.train.inner_loop import as_record, window
-from dist_lookahead.train.outcome import Outcome, longest_tau
+from dist_lookahead.train.outcome import Outcome, gradient_bytes, longest_tau
 from dist_lookahead.train.picture_grid import write_grid
 from dist_lookahead.train.progress import ProgressDisplay, headlines
 from dist_lookahead.train.recorder import Recorder
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.signals import STOPPING, StopRequest
 from dist_lookahead.train.stopwatch import Stopwatch
+from dist_lookahead.train.turns import take_steps
 from dist_lookahead.train.world import World
 
 STRETCH = 16  # fast steps of a simulated agent at most: a signal and the progress bar wait for those of all agents
@@ -57,13 +57,8 @@ class Trainer:
         self.watch = Stopwatch(world.communicators)  # of a round; evaluations and checkpoints belong to none
 
     def _open_progress(self) -> ProgressDisplay:
-        logging = self.config.logging
-        return ProgressDisplay(
-            self.config.run.name,
-            total=self.course.total,
-            start=self.step,
-            mode=logging.progress if self.world.leads else "off",
-        )
+        mode = self.config.logging.progress if self.world.leads else "off"
+        return ProgressDisplay(self.config.run.name, total=self.course.total, start=self.step, mode=mode)
 
     def _plan(self, eras: Eras) -> Course:
         """Find out how far the run is when, before the state of agents is loaded."""
@@ -113,27 +108,34 @@ class Trainer:
 
     def _loop(self, stop: StopRequest) -> int | None:
         """Take fast steps until the end, or until agents have told each other of a signal; return that."""
-        while self.step < self.course.total:
+        joined = self.world.company.enter(self.agents[0].optimizer)
+        signum = self._arrive(self.step, stop, others=True) if joined else 0
+        while self.step < self.course.total and not signum:
             until = self._pause()
             others = self._through(lambda until=until: self._train(until))
-            self.step = self.world.phase.step = self.agents[0].optimizer.stack.clock if others else until
-            if others:
-                self._go_on_with_others()
+            signum = self._arrive(until, stop, others=others)
+        return signum or None
+
+    def _arrive(self, step: int, stop: StopRequest, *, others: bool) -> int:
+        """Do what is due after fast steps, at their sync or not; return the signal at which all stop here, or 0."""
+        self.step = self.world.phase.step = self.agents[0].optimizer.stack.clock if others else step
+        if others:
+            self._go_on_with_others()
+        for agent in self.agents:
+            agent.look_after_sync()
+        if self.agents[0].synced:
+            self.world.company.together(self._after_sync)
+        if self.history.is_due(self.step):
+            self._count_seconds()
+            self._save()
+            self.watch.start()
+        self.progress.step(self.step)
+        if self.history.may_save and (signum := self._agreed_signal()):
+            return signum
+        if stop.signal is not None:
             for agent in self.agents:
-                agent.look_after_sync()
-            if self.agents[0].synced:
-                self.world.company.together(self._after_sync)
-            if self.history.is_due(self.step):
-                self._count_seconds()
-                self._save()
-                self.watch.start()
-            self.progress.step(self.step)
-            if self.history.may_save and (signum := self._agreed_signal()):
-                return signum
-            if stop.signal is not None:
-                for agent in self.agents:
-                    agent.optimizer.stack.raise_flag(stop.signal)
-        return None
+                agent.optimizer.stack.raise_flag(stop.signal)
+        return 0
 
     def _save(self) -> None:
         with self.world.phase("saving a checkpoint"):
@@ -151,17 +153,7 @@ class Trainer:
 
     def _train(self, until: int) -> None:
         factors = [self.course.rate_factor(step) for step in range(self.step, until)]
-        if not self.agents[0].shares_gradients:
-            for agent in self.agents:
-                for factor in factors:
-                    agent.train_step(factor)
-            return
-        for factor in factors:
-            for agent in self.agents:
-                agent.backward(factor)
-            average_simulated([agent.model for agent in self.agents], self.world.communicators)
-            for agent in self.agents:
-                agent.update()
+        take_steps(self.agents, self.world.communicators, factors)
 
     def _pause(self) -> int:
         """Return the fast step up to which agents train before anything else happens.
@@ -218,11 +210,19 @@ class Trainer:
         agent.meet(communicator, self.step, eras)
         self.world.company.on_change()
         self.watch.start()
-        if self.world.leads:
-            self.recorder = self.recorder or self._open_recorder()
+        self._hand_over_records()
+        if self.recorder:
             self.recorder.record("agents", self.step, {"agents": eras.agents, "before": before})
-            self.progress.close()
-            self.progress = self._open_progress()
+
+    def _hand_over_records(self) -> None:
+        """Keep the records where this is the first agent now; one that was, and was left out, keeps them no more."""
+        if self.recorder and not self.world.leads:
+            self.recorder.close()
+            self.recorder = None
+        elif self.world.leads and not self.recorder:
+            self.recorder = self._open_recorder()
+        self.progress.close()
+        self.progress = self._open_progress()
 
     def _report_sync(self, syncs: int) -> None:
         """Sum over the agents what they measured since the last report, and write it down."""
@@ -333,8 +333,6 @@ class Trainer:
 
     def _outcome(self, signum: int | None, seconds: float) -> Outcome:
         stack = self.agents[0].optimizer.stack
-        parameters = [slot.weight.parameter for bucket in stack.buckets for slot in bucket.slots]
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         return Outcome(
             signal=signum,
             step=self.step,
@@ -346,5 +344,5 @@ class Trainer:
             exposed_seconds=self.history.exposed_seconds,
             tau=longest_tau(self.config.levels_stack()),
             bytes_sent=self.history.bytes_sent(),
-            ddp_bytes=self.course.ddp_bytes(self.step, weights),
+            ddp_bytes=self.course.ddp_bytes(self.step, gradient_bytes(stack)),
         )

@@ -13,7 +13,7 @@ from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.mesh import NODES, Mesh
-from dist_lookahead.survivors.agents import JOINS, STORE, Survivors
+from dist_lookahead.survivors.agents import STORE, Survivors
 from dist_lookahead.train.company import Company, Surviving
 from dist_lookahead.train.meeting import meet
 from dist_lookahead.train.phase import Phase
@@ -43,7 +43,7 @@ class World:
     @property
     def leads(self) -> bool:
         """Whether this process writes the run's files and talks to the person."""
-        return self.communicators[0].rank == 0
+        return self.communicators[0].rank == 0 and not self.company.joins
 
 
 @contextmanager
@@ -102,18 +102,14 @@ def _survivors(device: torch.device, timeout: float, *, survives: bool) -> Itera
             "faults.on_lost_agent='continue' needs agents that nobody ends when one of them ends, as torchrun would: "
             "start them with `dist-lookahead launch --agents N -m dist_lookahead train FILE`"
         )
-    if JOINS in os.environ:
-        raise ValueError(
-            "an agent of a run file cannot be started anew while the others go on: leave out --rejoin. It joins when "
-            "the run is started again with --resume"
-        )
     if device.type != "cpu":
         raise ValueError(
             "faults.on_lost_agent='continue' with run.device='cuda': groups are over gloo; use cpu, or restart"
         )
     survivors = Survivors.from_environment(timeout=timeout)
     try:
-        end = ProcessGroupCommunicator(Mesh((survivors.size,)), roll_call=0)
+        mesh = Mesh((survivors.size,))
+        end = simulate(mesh)[0] if survivors.joins else ProcessGroupCommunicator(mesh, roll_call=0)
         yield World([end], device, company=Surviving(survivors))
     finally:
         survivors.end()
