@@ -14,7 +14,7 @@ from processes import run_processes
 
 from dist_lookahead import simulate
 from dist_lookahead.comm.heartbeat import LONGEST, Heartbeat
-from dist_lookahead.comm.lateness import Seen, everybody
+from dist_lookahead.comm.lateness import Seen, everybody, first_to_tell
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.comm.watchdog import Watchdog
 from dist_lookahead.train.config import ConfigError, load_config
@@ -47,6 +47,14 @@ def test_who_waits_is_not_who_is_late() -> None:
     assert "agent 1 (host node1, process 42) has given no sign of life for 9 s" in told
     assert "agent 2 has never given a sign of life" in told
     assert "agent 3 (host node0, process 41) has given no sign of life for 9 s; it was waiting" in told
+
+
+def test_who_waits_for_a_moment_does_not_keep_others_from_telling() -> None:
+    """On a node of its own, agent 0 waits for agent 1 again and again, while agent 2 waits for agent 3 for good."""
+    moment, long = Seen(WAITING, 0.5), Seen(WAITING, 3.0)
+    assert first_to_tell(2, [moment, Seen(COMPUTING, 0.5), long, Seen(None)], 6.0)
+    assert not first_to_tell(2, [long, Seen(COMPUTING, 0.5), long, Seen(None)], 6.0)
+    assert not first_to_tell(1, [Seen(WAITING, 2.0), long], 6.0)  # it has begun to wait a little later
 
 
 def late() -> list[str]:
