@@ -58,7 +58,14 @@ def test_who_waits_for_a_moment_does_not_keep_others_from_telling() -> None:
 
 
 def late() -> list[str]:
-    end, said = ProcessGroupCommunicator(), list[str]()
+    end, said, waited = ProcessGroupCommunicator(), list[str](), list[float | None]()
+    make = end._make_group
+
+    def make_group() -> object:  # a group along an axis is made by all processes together, so that it is waited for
+        waited.append(end.waits_since)
+        return make()
+
+    end._make_group = make_group
     with Watchdog(end, step=lambda: 5, report_after=3, say=said.append):
         time.sleep(4.5 if end.rank == 2 else 0)
         tensor = torch.ones(3)
@@ -68,6 +75,8 @@ def late() -> list[str]:
 
         end.run(add())
     assert end.where is None
+    assert waited != [None]
+    assert len(waited) == 1
     return said
 
 
