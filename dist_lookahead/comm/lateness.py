@@ -31,6 +31,24 @@ class Seen:
         return (self.beat.seconds if self.beat else 0.0) + (self.age or 0.0)
 
 
+def first_to_tell(rank: int, seen: Sequence[Seen], patience: float) -> bool:
+    """Return whether no agent of a lower rank has waited about as long, and will tell.
+
+    One that waits for a moment, as for its neighbours on its own node, does not: it may do so again and again.
+
+    Args:
+        rank: of the agent that would tell.
+        seen: all agents, by rank.
+        patience: seconds of waiting after which agents tell; half of it is about as long.
+
+    Example:
+        >>> waiting = Seen(Heartbeat(9, "node0", 41, 18, "waiting for others", True, 30.0), 0.0)
+        >>> first_to_tell(1, [waiting, waiting], 30.0)
+        False
+    """
+    return not any(other.waits and other.seconds >= patience / 2 for other in seen[:rank])
+
+
 def one(rank: int, seen: Seen) -> str:
     """Say where an agent is.
 

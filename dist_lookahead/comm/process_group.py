@@ -3,7 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +112,8 @@ class ProcessGroupCommunicator:
         Not before: processes that have different levels would make different groups, and wait for each other for ever.
         """
         if self._group is None:
-            self._group = self._make_group()
+            with self._waiting():
+                self._group = self._make_group()
         return self._group
 
     def axis(self, name: str) -> "ProcessGroupCommunicator":
@@ -267,17 +269,23 @@ class ProcessGroupCommunicator:
             return ()
         return absent
 
-    def _wait(self, pending: Pending, work: Work) -> None:
-        start = time.perf_counter()
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
         top = self._top
         top.waits_since = time.monotonic()
         try:
-            work.wait()
-        except RuntimeError as error:
-            pending.throw(self._failed(error, everybody=not isinstance(work, _Together)))
-            raise
+            yield
         finally:
             top.waits_since = None
+
+    def _wait(self, pending: Pending, work: Work) -> None:
+        start = time.perf_counter()
+        with self._waiting():
+            try:
+                work.wait()
+            except RuntimeError as error:
+                pending.throw(self._failed(error, everybody=not isinstance(work, _Together)))
+                raise
         waited = time.perf_counter() - start
         for world in self._worlds:
             world.seconds_waiting += waited

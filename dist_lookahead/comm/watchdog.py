@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.heartbeat import Heartbeats
-from dist_lookahead.comm.lateness import Seen, everybody, these
+from dist_lookahead.comm.lateness import Seen, everybody, first_to_tell, these
 from dist_lookahead.comm.process_group import ANSWER_SECONDS, ProcessGroupCommunicator
 
 LOOK_SECONDS = 0.25
@@ -137,7 +137,7 @@ class Watchdog:
                 "where it could ask for them does not answer: is its host there?"
             )
             return
-        seen = self._seen(range(end.size)) | {end.rank: Seen(self._beats.own(), 0.0)}
-        if not any(seen[rank].waits for rank in range(end.rank)):
-            told = everybody([seen[rank] for rank in range(end.size)])
-            self._say(f"agents have been waited for {seconds:.0f} s: {told}")
+        found = self._seen(range(end.size)) | {end.rank: Seen(self._beats.own(), 0.0)}
+        seen = [found[rank] for rank in range(end.size)]
+        if first_to_tell(end.rank, seen, self._report_after):
+            self._say(f"agents have been waited for {seconds:.0f} s: {everybody(seen)}")

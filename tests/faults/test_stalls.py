@@ -14,7 +14,7 @@ from processes import run_processes
 
 from dist_lookahead import simulate
 from dist_lookahead.comm.heartbeat import LONGEST, Heartbeat
-from dist_lookahead.comm.lateness import Seen, everybody
+from dist_lookahead.comm.lateness import Seen, everybody, first_to_tell
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.comm.watchdog import Watchdog
 from dist_lookahead.train.config import ConfigError, load_config
@@ -49,8 +49,23 @@ def test_who_waits_is_not_who_is_late() -> None:
     assert "agent 3 (host node0, process 41) has given no sign of life for 9 s; it was waiting" in told
 
 
+def test_who_waits_for_a_moment_does_not_keep_others_from_telling() -> None:
+    """On a node of its own, agent 0 waits for agent 1 again and again, while agent 2 waits for agent 3 for good."""
+    moment, long = Seen(WAITING, 0.5), Seen(WAITING, 3.0)
+    assert first_to_tell(2, [moment, Seen(COMPUTING, 0.5), long, Seen(None)], 6.0)
+    assert not first_to_tell(2, [long, Seen(COMPUTING, 0.5), long, Seen(None)], 6.0)
+    assert not first_to_tell(1, [Seen(WAITING, 2.0), long], 6.0)  # it has begun to wait a little later
+
+
 def late() -> list[str]:
-    end, said = ProcessGroupCommunicator(), list[str]()
+    end, said, waited = ProcessGroupCommunicator(), list[str](), list[float | None]()
+    make = end._make_group
+
+    def make_group() -> object:  # a group along an axis is made by all processes together, so that it is waited for
+        waited.append(end.waits_since)
+        return make()
+
+    end._make_group = make_group
     with Watchdog(end, step=lambda: 5, report_after=3, say=said.append):
         time.sleep(4.5 if end.rank == 2 else 0)
         tensor = torch.ones(3)
@@ -60,6 +75,8 @@ def late() -> list[str]:
 
         end.run(add())
     assert end.where is None
+    assert waited != [None]
+    assert len(waited) == 1
     return said
 
 
