@@ -66,8 +66,8 @@ def late() -> list[str]:
         return make()
 
     end._make_group = make_group
-    with Watchdog(end, step=lambda: 5, report_after=3, say=said.append):
-        time.sleep(4.5 if end.rank == 2 else 0)
+    with Watchdog(end, step=lambda: 5, report_after=4, say=said.append):
+        time.sleep(5.5 if end.rank == 2 else 0)
         tensor = torch.ones(3)
 
         def add():
