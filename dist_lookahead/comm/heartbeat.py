@@ -7,12 +7,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.distributed as dist
 
 BEAT_SECONDS = 1.0
+SILENT_SECONDS = 4.0  # without a sign of life, of which there is one each second
 LONGEST = 500  # bytes of a sign of life
 
 _log = logging.getLogger(__name__)
@@ -70,6 +71,29 @@ class Heartbeat:
         return cls(*said)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The last sign of life of an agent.
+
+    Attributes:
+        beat: what it said; None where it never gave one.
+        age: seconds since it came; None where that is not known.
+    """
+
+    beat: Heartbeat | None
+    age: float | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the agent lives, and waits for others as well."""
+        return self.beat is not None and self.beat.waits and (self.age or 0.0) < SILENT_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """For how long the agent has done what it said."""
+        return (self.beat.seconds if self.beat else 0.0) + (self.age or 0.0)
+
+
 class Heartbeats(threading.Thread):
     """Gives a sign of life of this agent each second, and reads those of others when asked to.
 
@@ -114,20 +138,15 @@ class Heartbeats(threading.Thread):
             time.sleep(0.02)
         return self.answered >= begun
 
-    def heard(self) -> list[tuple[Heartbeat, float | None] | None]:
-        """Return by rank the last sign of life, and its age in seconds.
-
-        None where there is no sign, and for an age that is not known: nobody has looked before.
-        """
-        now, heard = time.monotonic(), self._heard
-
-        def of(rank: int) -> tuple[Heartbeat, float | None] | None:
-            if rank not in heard:
-                return None
-            beat, since, followed = heard[rank]
-            return beat, now - since if followed or now - since > 2 * BEAT_SECONDS else None
-
-        return [of(rank) for rank in range(self._size)]
+    def seen(self, rank: int) -> Seen:
+        """Return what was seen of an agent; the age is not known where nobody has looked before."""
+        if rank == self._rank:
+            return Seen(self._now(), 0.0)
+        if rank not in self._heard:
+            return Seen(None)
+        beat, since, followed = self._heard[rank]
+        age = time.monotonic() - since
+        return Seen(beat, age if followed or age > 2 * BEAT_SECONDS else None)
 
     def run(self) -> None:
         """Give and read, until it is ended or the store is."""
@@ -136,11 +155,10 @@ class Heartbeats(threading.Thread):
             try:
                 self._give()
                 if self._wanted.is_set():
-                    self._read([rank for rank in range(self._size) if rank != self._rank])
+                    self._read()
                 self.answered = time.monotonic()
             except RuntimeError as error:  # it does not answer, or is gone: the report says so
                 _log.debug("the store does not answer: %s", error)
-                self._ended.wait(BEAT_SECONDS)
             self._asked.wait(BEAT_SECONDS)
 
     def end(self) -> None:
@@ -149,17 +167,16 @@ class Heartbeats(threading.Thread):
         self._asked.set()
         self.join(BEAT_SECONDS)
 
-    def own(self) -> Heartbeat:
-        """Return this agent's state."""
+    def _now(self) -> Heartbeat:
         step, doing, waits, seconds = self._state()
         return Heartbeat(self._count, *self._own, step, doing, waits, round(seconds, 1))
 
     def _give(self) -> None:
-        self._store.set(str(self._rank), self.own().encode())
+        self._store.set(str(self._rank), self._now().encode())
         self._count += 1
 
-    def _read(self, ranks: Sequence[int]) -> None:
-        for rank in ranks:
+    def _read(self) -> None:
+        for rank in (rank for rank in range(self._size) if rank != self._rank):
             beat, known = self._of(rank), self._heard.get(rank)
             if beat is not None and (known is None or known[0].count != beat.count):
                 self._heard = {**self._heard, rank: (beat, time.monotonic(), known is not None)}

@@ -1,34 +1,8 @@
 """What is said of agents that others wait for: who they are, where, and what they were doing last."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from dist_lookahead.comm.heartbeat import Heartbeat
-
-SILENT_SECONDS = 4.0  # without a sign of life, of which there is one each second
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The last sign of life of an agent.
-
-    Attributes:
-        beat: what it said; None where it never gave one.
-        age: seconds since it came; None where that is not known.
-    """
-
-    beat: Heartbeat | None
-    age: float | None = None
-
-    @property
-    def waits(self) -> bool:
-        """Whether the agent lives, and waits for others as well."""
-        return self.beat is not None and self.beat.waits and (self.age or 0.0) < SILENT_SECONDS
-
-    @property
-    def seconds(self) -> float:
-        """For how long the agent has done what it said."""
-        return (self.beat.seconds if self.beat else 0.0) + (self.age or 0.0)
+from dist_lookahead.comm.heartbeat import SILENT_SECONDS, Seen
 
 
 def first_to_tell(rank: int, seen: Sequence[Seen], patience: float) -> bool:
@@ -42,6 +16,7 @@ def first_to_tell(rank: int, seen: Sequence[Seen], patience: float) -> bool:
         patience: seconds of waiting after which agents tell; half of it is about as long.
 
     Example:
+        >>> from dist_lookahead.comm.heartbeat import Heartbeat
         >>> waiting = Seen(Heartbeat(9, "node0", 41, 18, "waiting for others", True, 30.0), 0.0)
         >>> first_to_tell(1, [waiting, waiting], 30.0)
         False
@@ -53,6 +28,7 @@ def one(rank: int, seen: Seen) -> str:
     """Say where an agent is.
 
     Example:
+        >>> from dist_lookahead.comm.heartbeat import Heartbeat
         >>> one(1, Seen(Heartbeat(3, "node1", 42, 17, "computing", False, 31.0), 0.4))
         'agent 1 (host node1, process 42) is computing after fast step 17, for 31 s'
         >>> one(1, Seen(Heartbeat(3, "node1", 42, 17, "computing", False, 0.2), 29.0))
@@ -74,6 +50,7 @@ def everybody(seen: Sequence[Seen]) -> str:
     """Say where all agents are: those that wait for others together, and each of the others.
 
     Example:
+        >>> from dist_lookahead.comm.heartbeat import Heartbeat
         >>> waiting = Seen(Heartbeat(9, "node0", 41, 18, "waiting for others", True, 30.0), 0.0)
         >>> computing = Seen(Heartbeat(3, "node1", 42, 17, "computing", False, 31.0), 0.0)
         >>> everybody([waiting, computing, waiting]).split("; ")[0]
@@ -82,8 +59,3 @@ def everybody(seen: Sequence[Seen]) -> str:
     waiting = {rank: said.seconds for rank, said in enumerate(seen) if said.waits}
     together = [f"agents {list(waiting)} wait for others, for {max(waiting.values()):.0f} s"] if waiting else []
     return "; ".join([*together, *(one(rank, said) for rank, said in enumerate(seen) if rank not in waiting)])
-
-
-def these(seen: Mapping[int, Seen]) -> str:
-    """Say where some agents are."""
-    return "; ".join(one(rank, said) for rank, said in seen.items())

@@ -1,7 +1,9 @@
 """Nothing waits without a message: a watchdog says where each agent is when this one has waited long.
 
-with Watchdog(optimizer.stack.communicator, step=lambda: optimizer.stack.clock, report_after=30):
-    train()
+    with Watchdog(optimizer.stack.communicator, step=lambda: optimizer.stack.clock, report_after=30):
+        train()
+
+What agents are late for, a sync or a sum over all of them, is the communicator's to know: it notes when it waits.
 """
 
 import logging
@@ -14,7 +16,7 @@ import torch.distributed as dist
 
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.heartbeat import Heartbeats
-from dist_lookahead.comm.lateness import Seen, everybody, first_to_tell, these
+from dist_lookahead.comm.lateness import everybody, first_to_tell, one
 from dist_lookahead.comm.process_group import ANSWER_SECONDS, ProcessGroupCommunicator
 
 LOOK_SECONDS = 0.25
@@ -59,32 +61,21 @@ class Watchdog:
             raise ValueError(f"report_after={report_after} must be above 0, in seconds")
         self._communicator, self._step, self._doing = communicator, step, doing
         self._report_after, self._say = report_after, say or _log.warning
-        self._state, self._since = (0, "", False), time.monotonic()
-        self._ended: threading.Event | None = None
-        self._beats: Heartbeats | None = None
-        self._thread: threading.Thread | None = None
+        self._watch: _Watch | None = None
 
     def __enter__(self) -> "Watchdog":
         end = self._communicator
         if isinstance(end, ProcessGroupCommunicator) and end.size > 1:
-            store = dist.distributed_c10d._get_default_store()
-            self._beats = Heartbeats(store, end.key, end.rank, end.size, self._own_state)
-            end.where = self.where
-            self._beats.start()
-            self._ended = threading.Event()
-            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-            self._thread.start()
+            self._watch = _Watch(end, self._step, self._doing, self._report_after, self._say)
+            self._watch.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._ended and self._beats and self._thread and isinstance(self._communicator, ProcessGroupCommunicator):
-            self._ended.set()
-            self._communicator.where = None
-            self._thread.join()
-            self._beats.end()
-        self._ended = self._beats = self._thread = None
+        if self._watch:
+            self._watch.end()
+            self._watch = None
 
     def follow(self, communicator: Communicator) -> None:
         """Watch other agents from now on: those that are there after some were lost or have come."""
@@ -92,33 +83,44 @@ class Watchdog:
         self._communicator = communicator
         self.__enter__()
 
-    def where(self, ranks: Sequence[int]) -> str:
-        """Say where these agents are, or were last; "" where the store does not answer."""
-        assert self._beats
-        return these(self._seen(ranks)) if self._beats.ask(ANSWER_SECONDS) else ""
 
-    def _seen(self, ranks: Sequence[int]) -> dict[int, Seen]:
-        assert self._beats
-        heard = self._beats.heard()
-        return {rank: Seen(*found) if (found := heard[rank]) else Seen(None) for rank in ranks}
+class _Watch(threading.Thread):
+    """Over the agents of one process group."""
 
-    def _own_state(self) -> tuple[int, str, bool, float]:
-        """Return what this agent does, and for how long; both threads ask."""
-        end = self._communicator
-        waits = isinstance(end, ProcessGroupCommunicator) and end.waits_since is not None
-        state = self._step(), "waiting for others" if waits else self._doing(), waits
-        if state != self._state:
-            self._state, self._since = state, time.monotonic()
-        since = (end.waits_since if isinstance(end, ProcessGroupCommunicator) else None) or self._since
-        return *state, time.monotonic() - since
+    def __init__(
+        self,
+        end: ProcessGroupCommunicator,
+        step: Callable[[], int],
+        doing: Callable[[], str],
+        report_after: float,
+        say: Callable[[str], None],
+    ) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._end, self._step, self._doing, self._report_after, self._say = end, step, doing, report_after, say
+        self._state, self._since = (0, "", False), time.monotonic()
+        self._ended = threading.Event()
+        store = dist.distributed_c10d._get_default_store()
+        self._beats = Heartbeats(store, end.key, end.rank, end.size, self._own_state)
 
-    def _watch(self) -> None:
-        assert self._beats
-        assert self._ended
+    def start(self) -> None:
+        """Begin to give signs of life, and to look."""
+        self._end.where = self._where
+        self._beats.start()
+        super().start()
+
+    def end(self) -> None:
+        """End both."""
+        self._ended.set()
+        self._end.where = None
+        self.join()
+        self._beats.end()
+
+    def run(self) -> None:
+        """Report when this agent has waited long, and again after twice that."""
         due, since = self._report_after, None
         while not self._ended.wait(min(LOOK_SECONDS, self._report_after / 4)):
             *_, waits, seconds = self._own_state()
-            begun = self._communicator.waits_since if isinstance(self._communicator, ProcessGroupCommunicator) else None
+            begun = self._end.waits_since
             if begun != since:
                 due, since = self._report_after, begun
                 self._beats.stop_listening()
@@ -128,16 +130,29 @@ class Watchdog:
                 due *= 2
                 self._report(seconds)
 
+    def _own_state(self) -> tuple[int, str, bool, float]:
+        """Return what this agent does, and for how long; both threads ask."""
+        since = self._end.waits_since
+        waits = since is not None
+        state = self._step(), "waiting for others" if waits else self._doing(), waits
+        if state != self._state:
+            self._state, self._since = state, time.monotonic()
+        return *state, time.monotonic() - (since if waits else self._since)
+
+    def _where(self, ranks: Sequence[int]) -> str:
+        """Say where these agents are, or were last; "" where the store does not answer."""
+        if not self._beats.ask(ANSWER_SECONDS):
+            return ""
+        return "; ".join(one(rank, self._beats.seen(rank)) for rank in ranks)
+
     def _report(self, seconds: float) -> None:
-        assert self._beats
-        end = self._communicator
+        rank = self._end.rank
         if not self._beats.ask(ANSWER_SECONDS):
             self._say(
-                f"agent {end.rank} has waited for others for {seconds:.0f} s after fast step {self._step()}; the store "
+                f"agent {rank} has waited for others for {seconds:.0f} s after fast step {self._step()}; the store "
                 "where it could ask for them does not answer: is its host there?"
             )
             return
-        found = self._seen(range(end.size)) | {end.rank: Seen(self._beats.own(), 0.0)}
-        seen = [found[rank] for rank in range(end.size)]
-        if first_to_tell(end.rank, seen, self._report_after):
+        seen = [self._beats.seen(other) for other in range(self._end.size)]
+        if first_to_tell(rank, seen, self._report_after):
             self._say(f"agents have been waited for {seconds:.0f} s: {everybody(seen)}")

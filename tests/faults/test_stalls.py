@@ -13,8 +13,8 @@ import torch
 from processes import run_processes
 
 from dist_lookahead import simulate
-from dist_lookahead.comm.heartbeat import LONGEST, Heartbeat
-from dist_lookahead.comm.lateness import Seen, everybody, first_to_tell
+from dist_lookahead.comm.heartbeat import LONGEST, Heartbeat, Seen
+from dist_lookahead.comm.lateness import everybody, first_to_tell
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.comm.watchdog import Watchdog
 from dist_lookahead.train.config import ConfigError, load_config
