@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from dist_lookahead import simulate
+from dist_lookahead.train.agent import Agent
 from dist_lookahead.train.command import main
 from dist_lookahead.train.config import ConfigError
+from dist_lookahead.train.eras import Eras
 from dist_lookahead.train.outcome import write_outcome
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
@@ -67,6 +71,19 @@ def test_every_fast_step_and_every_sync_of_the_window_is_there_once(tmp_path: Pa
     for step in range(5, 12):
         expected += [(step, "step")] + [(step, "sync")] * (step == 8)
     assert moments(folder_of(config)) == expected
+
+
+def test_another_window_takes_the_place_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run plans anew when its agents change; each measurement is an evaluation, and one of a window is enough."""
+    measured: list[int] = []
+    monkeypatch.setattr(Agent, "_aside", lambda self, split: measured.append(self.step) or {"samples": 1.0})
+    agent = Agent(config := small_config(tmp_path, **WINDOW), config.build_task(), simulate(1)[0], torch.device("cpu"))
+    for start in (0, 2):
+        agent.watch_inner_loop(start=start, end=5)
+    agent.begin(0, Eras(((0, 1),)))
+    for _ in range(5):
+        agent.train_step(1.0)
+    assert measured == [3, 4, 5]
 
 
 def test_after_a_sync_it_sees_what_the_evaluation_sees_and_before_it_something_else(tmp_path: Path) -> None:

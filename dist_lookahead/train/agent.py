@@ -164,9 +164,14 @@ class Agent:
         chosen = spread_evenly(self.config.probe.samples, of=self.task.test_samples)
         size = self.config.evaluation.batch_size
         split = [chosen[first : first + size] for first in range(0, len(chosen), size)]
-        watch = self.inner_loop = InnerLoop(lambda: self._aside(split), start=start, end=end)
-        # Between the fast step and the sync, which follows in the same call.
-        self.optimizer.inner.register_step_post_hook(lambda *_: watch.after_fast_step(self.step))
+        if self.inner_loop is None:  # another window, after the agents have changed, goes on with the same hook
+            # Between the fast step and the sync, which follows in the same call.
+            self.optimizer.inner.register_step_post_hook(lambda *_: self._look_after_fast_step())
+        self.inner_loop = InnerLoop(lambda: self._aside(split), start=start, end=end)
+
+    def _look_after_fast_step(self) -> None:
+        if self.inner_loop:
+            self.inner_loop.after_fast_step(self.step)
 
     def look_after_sync(self) -> None:
         """Measure once more where a level fired after the last fast step; all agents have met."""
