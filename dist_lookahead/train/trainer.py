@@ -22,7 +22,7 @@ from dist_lookahead.train.progress import ProgressDisplay, headlines
 from dist_lookahead.train.recorder import Recorder
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.signals import STOPPING, StopRequest
-from dist_lookahead.train.stopwatch import Stopwatch
+from dist_lookahead.train.stopwatch import Spent, Stopwatch
 from dist_lookahead.train.turns import take_steps
 from dist_lookahead.train.world import World
 
@@ -126,7 +126,7 @@ class Trainer:
         if self.agents[0].synced:
             self.world.company.together(self._after_sync)
         if self.history.is_due(self.step):
-            self._count_seconds()
+            self._count_round()
             self._save()
             self.watch.start()
         self.progress.step(self.step)
@@ -168,11 +168,11 @@ class Trainer:
         return min(due, (self.step // checkpoint + 1) * checkpoint, self.course.total, self.step + STRETCH)
 
     def _after_sync(self) -> None:
-        self._count_seconds()
+        spent = self._count_round()
         self.history.all_agents_passed()
         syncs = self.agents[0].optimizer.stack.bound[-1].rounds
         if syncs % self.config.logging.every == 0:
-            self._report_sync(syncs)
+            self._report_sync(syncs, spent)
         self._report_inner_loop()
         if self.course.period and self.history.next_evaluation <= self.step < self.course.total:
             self._evaluate()
@@ -201,7 +201,7 @@ class Trainer:
             self.world.company.regroup(self.agents[0].optimizer)
 
     def _meet_others(self) -> None:
-        self._count_seconds()
+        self._count_round()
         (agent,), before = self.agents, self.world.agents
         communicator = agent.optimizer.stack.communicator
         eras = self.history.meet(communicator, self.step)
@@ -224,9 +224,8 @@ class Trainer:
         self.progress.close()
         self.progress = self._open_progress()
 
-    def _report_sync(self, syncs: int) -> None:
+    def _report_sync(self, syncs: int, spent: Spent) -> None:
         """Sum over the agents what they measured since the last report, and write it down."""
-        spent = self.watch.spent
         rows = [[*a.take_loss(), *(a.dynamics.sums() if a.dynamics else ())] for a in self.agents]
         loss_sum, steps, *moved = self._reported(rows)
         if not steps:  # what was under way has landed at the end, after a report of the same fast step
@@ -300,9 +299,12 @@ class Trainer:
             "bytes_sent": self.history.bytes_sent(),
         }
 
-    def _count_seconds(self) -> None:
+    def _count_round(self) -> Spent:
+        """Count what has passed since the watch was started, once: what follows may be given up with an agent."""
         self.watch.leave_out(sum(agent.inner_loop.take_seconds() for agent in self.agents if agent.inner_loop))
-        self.history.count(self.watch.spent)
+        self.history.count(spent := self.watch.spent)
+        self.watch.start()
+        return spent
 
     def _draw_pictures(self, which: str) -> None:
         if self.world.leads and (images := self.agents[0].pictures()) is not None:
