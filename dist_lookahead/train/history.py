@@ -93,21 +93,11 @@ class History:
         Raises:
             CollectiveError: an agent is lost.
         """
-        own = {
-            "eras": self._eras.plain(),
-            "metrics": self.metrics,
-            "next_evaluation": self.next_evaluation,
-            "seconds": self.seconds,
-            "exposed_seconds": self.exposed_seconds,
-            "bytes_sent": self.bytes_sent(),
-            "last": self._last,
-        }
-        told = json.loads(texts_of_agents([communicator], [json.dumps(own)], self._agents[0].device)[0])
+        own = json.dumps({**self._counts(), "last": self._last})
+        told = json.loads(texts_of_agents([communicator], [own], self._agents[0].device)[0])
         self._eras = Eras.read(told["eras"]).then(step, communicator.size)
-        self.metrics, self.next_evaluation = told["metrics"], told["next_evaluation"]
-        self.seconds, self.exposed_seconds = told["seconds"], told["exposed_seconds"]
-        self._bytes_before = told["bytes_sent"] - communicator.bytes_sent
-        self._last = told["last"]
+        self.next_evaluation, self._last = told["next_evaluation"], told["last"]
+        self._take_up(told, communicator)
         self.all_agents_passed()
         self._open_stores([communicator])
         return self._eras
@@ -167,12 +157,7 @@ class History:
                 "common": self._common,
                 "config": self._config.resolved(),
                 "agent": agent.state_dict(),
-                "metrics": self.metrics,
-                "next_evaluation": self.next_evaluation,
-                "bytes_sent": self.bytes_sent(),
-                "seconds": self.seconds,
-                "exposed_seconds": self.exposed_seconds,
-                "eras": self._eras.plain(),
+                **self._counts(),
             }
             store.save(step, state, common=self._common)
         self._last = step
@@ -202,11 +187,26 @@ class History:
     def _go_on(self, step: int, state: Mapping[str, Any]) -> int:
         """Take up the counts, and let go of checkpoints of later steps."""
         self._drop_after(step)
-        self.metrics, self.seconds = state["metrics"], state["seconds"]
-        self.exposed_seconds = state.get("exposed_seconds", 0.0)  # runs from before did not count them
-        self._bytes_before = state["bytes_sent"] - self._agents[0].communicator.bytes_sent
+        self._take_up(state, self._agents[0].communicator)
         self._last = self._common = step
         return step
+
+    def _counts(self) -> dict[str, Any]:
+        """Return what is the same for all agents: what the run has cost, and how far it is."""
+        return {
+            "metrics": self.metrics,
+            "next_evaluation": self.next_evaluation,
+            "bytes_sent": self.bytes_sent(),
+            "seconds": self.seconds,
+            "exposed_seconds": self.exposed_seconds,
+            "eras": self._eras.plain(),
+        }
+
+    def _take_up(self, counts: Mapping[str, Any], communicator: Communicator) -> None:
+        """Count on from there what the run has cost, with what this end sends from now on."""
+        self.metrics, self.seconds = counts["metrics"], counts["seconds"]
+        self.exposed_seconds = counts.get("exposed_seconds", 0.0)  # runs from before did not count them
+        self._bytes_before = counts["bytes_sent"] - communicator.bytes_sent
 
     def _drop_after(self, step: int) -> None:
         for store in self._stores:
