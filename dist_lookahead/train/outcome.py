@@ -88,5 +88,4 @@ def longest_tau(levels: Sequence[Level]) -> int | None:
 
 def gradient_bytes(stack: LevelStack) -> int:
     """Return the bytes of the gradients of a fast step."""
-    parameters = [slot.weight.parameter for bucket in stack.buckets for slot in bucket.slots]
-    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    return sum(slot.weight.parameter.nbytes for bucket in stack.buckets for slot in bucket.slots)

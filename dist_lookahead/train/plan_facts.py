@@ -147,5 +147,5 @@ def _whole_links(axes: Sequence[str], asked: Asked) -> dict[str, Link]:
 
 
 def _measured(communicator: Communicator, device: torch.device, task: Task) -> dict[str, Link]:
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in task.model().parameters())
+    weights = sum(parameter.nbytes for parameter in task.model().parameters())
     return measured_links(communicator, device, weights)

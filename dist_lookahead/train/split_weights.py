@@ -41,7 +41,7 @@ def count_bytes(model: nn.Module, communicator: Communicator) -> None:
     """Count what FSDP2 has sent in one step: weights gathered before and after the forward pass, gradients summed."""
     near = communicator.axis(AXIS)
     if isinstance(near, ProcessGroupCommunicator) and near.size > 1:
-        nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        nbytes = sum(p.nbytes for p in model.parameters())
         for collective in ("all_gather", "all_gather", "reduce_scatter"):
             near.count(collective, nbytes)
 
