@@ -42,8 +42,7 @@ def run(
     if processes == 1:
         return run_module("dist_lookahead", arguments, folder=folder)
     store = _store()
-    places = [_torchrun_environment(rank, processes, store.port) for rank in range(processes)]
-    return run_module("dist_lookahead", arguments, folder=folder, places=places)
+    return run_module("dist_lookahead", arguments, folder=folder, places=_places(processes, store.port))
 
 
 @contextmanager
@@ -51,9 +50,8 @@ def started(
     arguments: Sequence[str], *, processes: int, port: int | None = None
 ) -> Iterator[tuple[list[BaseProcess], Path]]:
     """Start several processes as under torchrun, without its end of all when one ends; the path is of their output."""
-    own = _store() if port is None else None
-    places = [_torchrun_environment(rank, processes, own.port if own else port or 0) for rank in range(processes)]
-    with _started("dist_lookahead", arguments, None, places) as running:
+    store = None if port else _store()
+    with _started("dist_lookahead", arguments, None, _places(processes, store.port if store else port)) as running:
         yield running
 
 
@@ -115,7 +113,11 @@ def run_module(
         return subprocess.CompletedProcess([module, *arguments], next(filter(None, codes), 0), output.read_text())
 
 
-def _torchrun_environment(rank: int, size: int, port: int) -> dict[str, str]:
+def _places(processes: int, port: int | None) -> list[dict[str, str]]:
+    return [_torchrun_environment(rank, processes, port) for rank in range(processes)]
+
+
+def _torchrun_environment(rank: int, size: int, port: int | None) -> dict[str, str]:
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -15,6 +15,7 @@ from dist_lookahead.train.world import World
 
 _log = logging.getLogger(__name__)
 
+ADVICE = "Give the same file and --set to every agent"
 OWN = (  # settings that each node may have of its own: where its files are, and who reads them
     "run.dir",
     "data.path",
@@ -44,8 +45,7 @@ def require_same_run(config: Config, world: World) -> None:
     Raises:
         AgentsDiffer: with the first setting that differs, and what each agent has.
     """
-    advice = "Give the same file and --set to every agent"
-    require_same_lines(world.communicators, _lines(config), world.device, advice)
+    require_same_lines(world.communicators, _lines(config), world.device, ADVICE)
 
 
 def _lines(config: Config) -> list[str]:
@@ -86,8 +86,8 @@ def _folder_of_those_under_way(config: Config, world: World) -> RunDirectory:
     theirs, own = note["lines"], _lines(config)
     if differing := [line for line in own if line not in theirs]:
         raise ValueError(
-            f"the run that this agent would join has other settings; of this agent: {'; '.join(differing[:3])}. Give "
-            "the same file and --set to every agent"
+            f"the run that this agent would join has other settings; of this agent: {'; '.join(differing[:3])}. "
+            f"{ADVICE}"
         )
     return RunDirectory.named(config, str(note["folder"]))
 
