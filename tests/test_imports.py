@@ -58,6 +58,7 @@ MAY_BE_DISTRIBUTED = (
     "comm.heartbeat",
     "comm.part_sums",
     "comm.process_group",
+    "comm.torch_mesh",
     "comm.watchdog",
     "sharded",
     "survivors",

@@ -1,6 +1,5 @@
 """Agents as processes: collectives over torch.distributed (NCCL, gloo)."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from dist_lookahead.comm.communicator import (
 )
 from dist_lookahead.comm.part_sums import PIECE, PartCopies, PartSums
 from dist_lookahead.comm.simulated import simulate
+from dist_lookahead.comm.torch_mesh import described, mesh_of_nodes
 from dist_lookahead.mesh import NODES, WORLD, Mesh
 
 # torch 2.15 renames them, and warns of the names that 2.11 has.
@@ -47,12 +47,6 @@ def default_communicator(mesh: Mesh | DeviceMesh | None = None) -> Communicator:
     return simulate(Mesh((1, 1), NODES))[0]
 
 
-def mesh_of_nodes() -> Mesh:
-    """Return the axes "node" and "local" that torchrun has started: nodes, and processes on each of them."""
-    size, local = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
-    return Mesh((size // local, local), NODES) if local and size % local == 0 else Mesh((size,))
-
-
 class ProcessGroupCommunicator:
     """This process's end of the default process group (`torch.distributed.init_process_group`), or of a part of it.
 
@@ -74,7 +68,7 @@ class ProcessGroupCommunicator:
     def __init__(self, mesh: Mesh | DeviceMesh | None = None, *, roll_call: float = ROLL_CALL_SECONDS) -> None:
         if not dist.is_initialized():
             raise ValueError("no process group: call torch.distributed.init_process_group first, or use torchrun")
-        self.mesh = _described(mesh) if isinstance(mesh, DeviceMesh) else mesh or mesh_of_nodes()
+        self.mesh = described(mesh) if isinstance(mesh, DeviceMesh) else mesh or mesh_of_nodes()
         if self.mesh.size != dist.get_world_size():
             raise ValueError(
                 f"{self.mesh} has {self.mesh.size} agents, and there are {dist.get_world_size()} processes"
@@ -339,12 +333,3 @@ class _Together:
     def wait(self) -> None:
         for work in self.works:
             work.wait()
-
-
-def _described(mesh: DeviceMesh) -> Mesh:
-    """Describe torch's mesh; names are what levels average along."""
-    if not mesh.mesh_dim_names:
-        raise ValueError(f"{mesh} has no names: give mesh_dim_names, such as {NODES}, for levels to average along")
-    if mesh.mesh.flatten().tolist() != list(range(dist.get_world_size())):
-        raise ValueError(f"{mesh} must hold all ranks from 0 to {dist.get_world_size() - 1} in their order")
-    return Mesh(tuple(mesh.mesh.shape), mesh.mesh_dim_names)
