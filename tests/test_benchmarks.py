@@ -12,7 +12,7 @@ from launching import run_module
 from processes import run_processes
 from torch import nn
 
-from benchmarks import memory, peers, picture, quadratic, report, scaling, simulation
+from benchmarks import memory, network, peers, picture, quadratic, report, scaling, simulation
 from benchmarks.rivals.trainer import TAU
 from dist_lookahead import simulate, slowmo
 from dist_lookahead.figures.style import new_figure
@@ -64,6 +64,29 @@ def test_memory_prints_and_writes_one_row_per_recipe(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     assert [row[:2] for row in content["rows"]] == [["slowmo", 1], ["sgp", 1]]
     assert all(len(row) == len(content["columns"]) for row in content["rows"])
+
+
+def test_fault_times_measures_what_happens_after_a_kill(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    options = ["--runs", "1", "--cases", "killed, others go on", "--json", str(file)]
+    done = run_module("benchmarks.fault_times", options, folder=ROOT)
+    assert done.returncode == 0, done.stdout
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row[:4] == ["killed, others go on", 1, "-", "-"]
+    assert row[4] > 0
+
+
+@pytest.mark.skipif(network.why_not() is not None, reason=f"no network can be made here: {network.why_not()}")
+def test_chaos_tells_how_a_run_ended_and_what_happened_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    options = ["--runs", "1", "--faults", "1", "--agents", "3", "--steps", "160", "--json", str(file)]
+    done = run_module("benchmarks.chaos", options, folder=ROOT)
+    assert done.returncode == 0, done.stdout
+    content = json.loads(file.read_text())
+    run = dict(zip(content["columns"], content["rows"][0], strict=True))
+    assert run["end"] == "well"
+    assert sum(run[kind] for kind in ("kill", "stop", "cut", "poison")) == 1
+    assert run["syncs"] == 20
 
 
 def compare_with_another_method() -> str:
