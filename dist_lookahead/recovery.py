@@ -75,6 +75,7 @@ def rebound(stack: LevelStack, communicator: Communicator) -> LevelStack:
         average_buffers=stack.average_buffers,
         check_every=stack.check_every,
         differing=stack.differing,
+        offload=stack.offload,
         guard=stack.guard,
         recoverable=stack.recoverable,
         take=False,

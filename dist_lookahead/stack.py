@@ -92,7 +92,7 @@ class LevelStack:
         self.clock = 0
         self.observer: Observer | None = None
         self.mail = Mail(communicator.rank, communicator.size, mail_fields(levels, guard))
-        self.guard, self.recoverable = guard, recoverable
+        self.offload, self.guard, self.recoverable = offload, guard, recoverable
         self._near = communicator.axis(data_parallel) if data_parallel else None
         self.bound: list[BoundLevel] = []
         self.inventory = Inventory(inner, model, communicator, self.bound, self.mail.length)

@@ -29,7 +29,7 @@ def target(name: str) -> Tensor:
     return torch.randn(WIDTH, generator=torch.Generator().manual_seed(sum(name.encode())), dtype=torch.float64)
 
 
-def descend(levels: Sequence[Level], steps: int, log: Path, event: Event | None, options: Mapping[str, float]) -> None:
+def descend(levels: Sequence[Level], steps: int, log: Path, event: Event | None, options: Mapping[str, Any]) -> None:
     """Train to the end, and write what every sync has left: clock, members and weights.
 
     Args:

@@ -6,6 +6,7 @@ simulated one steps the generators of all its agents together, in one process. S
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -30,6 +31,18 @@ class Rest:
     def wait(self) -> object:
         """Nothing is under way."""
         return None
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several works as one."""
+
+    works: Sequence[Work]
+
+    def wait(self) -> None:
+        """Block until all results have arrived."""
+        for work in self.works:
+            work.wait()
 
 
 REST = Rest()

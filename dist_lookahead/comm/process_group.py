@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +11,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from dist_lookahead.comm.alarm import Alarm
 from dist_lookahead.comm.communicator import (
     CollectiveError,
     Communicator,
     Letter,
     Pending,
+    Together,
     Work,
     letter_bytes,
     ring_bytes,
@@ -53,11 +54,13 @@ class ProcessGroupCommunicator:
     Args:
         mesh: of all processes, a description or torch's own; None for `mesh_of_nodes`.
         roll_call: seconds for which the survivors of a failure wait for each other's sign of life, to say who is lost.
+        alarm: ends this process's waits for others when it rings.
 
     Attributes:
         members: of the group, by their numbers in the world.
         ranks: of the world's agents among all processes.
         roll_call: seconds for which the survivors of a failure wait for each other's sign of life.
+        alarm: ends this process's waits for others when it rings.
         waits_since: when this process has begun to wait for others, of `time.monotonic`; None while it does not.
         where: says where agents are that are lost or late; a `Watchdog` knows.
 
@@ -65,7 +68,13 @@ class ProcessGroupCommunicator:
         ValueError: without a process group, and for a mesh of another size or order of ranks.
     """
 
-    def __init__(self, mesh: Mesh | DeviceMesh | None = None, *, roll_call: float = ROLL_CALL_SECONDS) -> None:
+    def __init__(
+        self,
+        mesh: Mesh | DeviceMesh | None = None,
+        *,
+        roll_call: float = ROLL_CALL_SECONDS,
+        alarm: Alarm | None = None,
+    ) -> None:
         if not dist.is_initialized():
             raise ValueError("no process group: call torch.distributed.init_process_group first, or use torchrun")
         self.mesh = described(mesh) if isinstance(mesh, DeviceMesh) else mesh or mesh_of_nodes()
@@ -75,7 +84,7 @@ class ProcessGroupCommunicator:
             )
         self._torch_mesh = mesh if isinstance(mesh, DeviceMesh) else None
         self._whole: ProcessGroupCommunicator | None = None
-        self.roll_call = roll_call
+        self.roll_call, self.alarm = roll_call, alarm
         self.waits_since: float | None = None
         self.where: Callable[[Sequence[int]], str] | None = None
         self.ranks = tuple(range(self.mesh.size))
@@ -206,7 +215,7 @@ class ProcessGroupCommunicator:
             for way, (peer, tensor) in letters
         ]
         start = dist.batch_isend_irecv if operations else list  # which refuses to send nothing
-        return self._begin(letter_bytes(sends), lambda: _Together(start(operations)), everybody=False)
+        return self._begin(letter_bytes(sends), lambda: Together(start(operations)), everybody=False)
 
     def run(self, pending: Pending) -> None:
         """Wait for each work that the generator yields."""
@@ -276,13 +285,19 @@ class ProcessGroupCommunicator:
         start = time.perf_counter()
         with self._waiting():
             try:
-                work.wait()
+                self._await(work)
             except RuntimeError as error:
-                pending.throw(self._failed(error, everybody=not isinstance(work, _Together)))
+                pending.throw(self._failed(error, everybody=not isinstance(work, Together)))
                 raise
         waited = time.perf_counter() - start
         for world in self._worlds:
             world.seconds_waiting += waited
+
+    def _await(self, work: Work) -> None:
+        if self._world.alarm:
+            self._world.alarm.wait(work)
+        else:
+            work.wait()
 
     def _start(self, kind: str, whole: Tensor, start: Callable[[], Work | None]) -> Work:
         return self._begin(ring_bytes(kind, whole.numel() * whole.element_size(), self.size), start)
@@ -313,7 +328,9 @@ class ProcessGroupCommunicator:
     def _agree_on_generation(self) -> int:
         # The store may outlive a restart of the workers, so that yesterday's roll call must not count today.
         generation = torch.tensor([time.time_ns()], device=self.device)
-        dist.broadcast(generation, 0)
+        work = dist.broadcast(generation, 0, async_op=True)
+        assert work is not None
+        self._await(work)
         return int(generation.item())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ProcessGroupCommunicator":
@@ -322,14 +339,3 @@ class ProcessGroupCommunicator:
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return default_communicator, ()
-
-
-@dataclass(frozen=True)
-class _Together:
-    """Several works as one."""
-
-    works: Sequence[Work]
-
-    def wait(self) -> None:
-        for work in self.works:
-            work.wait()

@@ -11,21 +11,19 @@
 keeps the store by which they agree.
 """
 
-import contextlib
-import gc
 import logging
 import os
 from collections.abc import Callable
-from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from dist_lookahead.comm.communicator import CollectiveError
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.failure import SyncError
-from dist_lookahead.mesh import Mesh
 from dist_lookahead.optimizer import DistributedLookahead
 from dist_lookahead.survivors.membership import Generation, LeftOut, Membership, connect
+from dist_lookahead.survivors.torch_group import TorchGroup
 
 _log = logging.getLogger(__name__)
 
@@ -40,24 +38,31 @@ class Survivors:
         membership: of this agent.
         store: where process groups meet, over a connection of its own.
         timeout: seconds of silence in a collective after which an agent is asked for: more than the slowest is late.
+        device: of the parameters: groups are over NCCL on a GPU, over gloo on the CPU.
 
     Attributes:
         generation: the agents by name, in the order of their ranks; number 0 are those that have begun.
     """
 
-    def __init__(self, membership: Membership, store: dist.Store, *, timeout: float) -> None:
-        self._membership, self._store, self._timeout = membership, store, timeout
+    def __init__(
+        self, membership: Membership, store: dist.Store, *, timeout: float, device: torch.device | str = "cpu"
+    ) -> None:
+        self._membership, self._store = membership, store
+        self._group = TorchGroup(store, torch.device(device), timeout, lambda: membership.alarm)
         self.generation = membership.generation
         if self.generation.members:
-            self._form(self.generation)
+            self._group.form(self.generation, self.rank)
 
     @classmethod
-    def from_environment(cls, *, timeout: float = 20.0, silence: float = 5.0) -> "Survivors":
+    def from_environment(
+        cls, *, timeout: float = 20.0, silence: float = 5.0, device: torch.device | str = "cpu"
+    ) -> "Survivors":
         """Return the agents that `dist-lookahead launch` has started; one that joins later is alone until `enter`.
 
         Args:
             timeout: seconds of silence in a collective before agents ask who is left: more than the slowest is late.
             silence: seconds without a sign of life after which an agent is lost; its threads give one each second.
+            device: of the parameters: groups are over NCCL on a GPU, over gloo on the CPU.
 
         Raises:
             ValueError: where something else has started this process.
@@ -69,7 +74,7 @@ class Survivors:
         stores = [connect(host, int(port), os.environ[TOKEN], timeout=timeout) for _ in range(3)]
         members = [] if JOINS in os.environ else [first_name(rank) for rank in range(int(os.environ["WORLD_SIZE"]))]
         membership = Membership(stores[0], stores[1], os.environ[NAME], members, silence=silence)
-        return cls(membership, stores[2], timeout=timeout)
+        return cls(membership, stores[2], timeout=timeout, device=device)
 
     @property
     def rank(self) -> int:
@@ -100,6 +105,7 @@ class Survivors:
             self._regroup(optimizer, self._membership.join)
         elif isinstance(optimizer.stack.communicator, ProcessGroupCommunicator):
             optimizer.stack.communicator.roll_call = 0  # the members' agreement says who is lost
+            optimizer.stack.communicator.alarm = self._group.alarm
 
     def step(self, optimizer: DistributedLookahead, closure: Callable[[], float] | None = None) -> None:
         """Take a fast step; at a sync, go on without those that are lost, and with those that have come.
@@ -154,12 +160,12 @@ class Survivors:
     def end(self) -> None:
         """Leave: the others do not wait for this agent any more."""
         self._membership.end()
-        _close()
+        self._group.close()
 
     def _regroup(self, optimizer: DistributedLookahead, agree: Callable[[], Generation]) -> None:
         before = self.generation.members
         while True:
-            _let_go(optimizer)
+            self._let_go(optimizer)
             try:
                 self.generation = agree()
             except LeftOut as error:
@@ -173,26 +179,21 @@ class Survivors:
             told = "going on after fast step %d with %d agents; lost: %s; new: %s"
             _log.warning(told, optimizer.stack.clock, self.size, ", ".join(lost) or "none", ", ".join(came) or "none")
 
+    def _let_go(self, optimizer: DistributedLookahead) -> None:
+        for bound in optimizer.stack.bound:
+            bound.flight = None
+        if isinstance(optimizer.stack.communicator, ProcessGroupCommunicator):
+            optimizer.stack.communicator.let_go()
+        self._group.leave()
+
     def _meet(self, optimizer: DistributedLookahead) -> bool:
         try:
-            self._form(self.generation)
-        except RuntimeError as error:  # of gloo, where one of them is lost by now
+            self._group.form(self.generation, self.rank)
+            end = self._group.communicator(self.size)
+        except RuntimeError as error:  # of torch, where one of them is lost by now
             _log.warning("the group of %s was not made: %s", ", ".join(self.generation.members), error)
             return False
-        mesh = Mesh((self.size,))
-        return self.attempt(lambda: optimizer.regroup(ProcessGroupCommunicator(mesh, roll_call=0)))
-
-    def _form(self, generation: Generation) -> None:
-        # Torch counts the groups of a process, also those that were not made, and its keys begin with that number:
-        # agents that have tried another number of times would not find each other.
-        dist.distributed_c10d._world.group_count = 0
-        dist.init_process_group(
-            "gloo",
-            store=dist.PrefixStore(f"{generation.number}/group", self._store),
-            rank=generation.members.index(self._membership.name),
-            world_size=len(generation.members),
-            timeout=timedelta(seconds=self._timeout),
-        )
+        return self.attempt(lambda: optimizer.regroup(end))
 
 
 def first_name(rank: int) -> str:
@@ -203,19 +204,3 @@ def first_name(rank: int) -> str:
         'agent-3'
     """
     return f"agent-{rank}"
-
-
-def _let_go(optimizer: DistributedLookahead) -> None:
-    """Close the old group's connections, so that agents which are not linked to the lost one find out as well."""
-    for bound in optimizer.stack.bound:
-        bound.flight = None
-    if isinstance(optimizer.stack.communicator, ProcessGroupCommunicator):
-        optimizer.stack.communicator.let_go()
-    _close()
-
-
-def _close() -> None:
-    if dist.is_initialized():
-        with contextlib.suppress(RuntimeError):  # it has failed already
-            dist.destroy_process_group()
-    gc.collect()

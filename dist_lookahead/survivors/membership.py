@@ -5,7 +5,8 @@
                        When no member is missing, one of them writes the list, and the first list counts.
 
 Who has ended says so, or whoever started it does. Who says nothing, though it lives, is taken for lost after a time
-without any sign of life: each agent gives one every second, from a thread and over a connection of its own.
+without any sign of life: each agent gives one every second, from a thread and over a connection of its own. The same
+thread hears when others have begun to agree on who is left: an agent that waits in a collective need not wait on.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-BEAT_SECONDS = 1.0
+BEAT_SECONDS, LISTEN_SECONDS = 1.0, 0.25
 LOOK_SECONDS = 0.02
 MOST, LONGEST = 4096, 200  # members, and characters of a name
 Progress = Sequence[int]
@@ -62,7 +63,7 @@ class Membership:
         self._store = store
         self._silence = silence
         self.generation = Generation(0, tuple(members))
-        self._signs = _SignsOfLife(beats, name, members)
+        self._signs = _SignsOfLife(beats, name, self.generation, silence)
         self._knocks_heard = self._knocks()
         if members:
             self._store.compare_set(_list(0), "", json.dumps(list(members)))
@@ -79,6 +80,8 @@ class Membership:
         """
         number = self.generation.number + 1
         since = self._knocks_heard
+        if not newcomers:  # else all of them know it by their last sync, which some may not have come out of yet
+            self._store.set(_call(number), "1")
         if newcomers:  # who is too late for this list knocks again
             self._knocks_heard = self._knocks()
         self._sign_in(number, progress)
@@ -98,7 +101,7 @@ class Membership:
         while True:
             number = self._number() + 1
             members = _read_list(self._store.get(_list(number - 1)))
-            self._signs.watch(members)
+            self._signs.watch(Generation(number - 1, members))
             self._sign_in(number, [-1])
             self._knocks_heard = self._store.add("newcomers", 1)
             self._store.set(f"newcomer/{self._knocks_heard}", self.name)
@@ -110,6 +113,11 @@ class Membership:
                 time.sleep(LOOK_SECONDS)
             with contextlib.suppress(LeftOut):  # it came while the list was written
                 return self._enter(number)
+
+    @property
+    def alarm(self) -> str:
+        """Why it is of no use to wait for all the others: one is lost, or they agree on who is left; "" elsewhere."""
+        return self._signs.alarm
 
     def somebody_knocks(self) -> bool:
         """Return whether an agent wants to join."""
@@ -126,8 +134,8 @@ class Membership:
         self._store.set("number", str(number))
         if self.name not in members:
             raise LeftOut(f"agent {self.name!r} was taken for lost, and the others go on without it: {members}")
-        self._signs.watch(members)
         self.generation = Generation(number, members)
+        self._signs.watch(self.generation)
         return self.generation
 
     def _propose(self, number: int, here: dict[str, Progress]) -> None:
@@ -160,20 +168,28 @@ class Membership:
 
 
 class _SignsOfLife(threading.Thread):
-    """Gives a sign of life each second, and notes when the last one of each other agent came."""
+    """Gives a sign of life each second, notes when the last one of each other agent came, and hears what they call."""
 
-    def __init__(self, store: dist.Store, name: str, members: Sequence[str]) -> None:
+    def __init__(self, store: dist.Store, name: str, generation: Generation, silence: float) -> None:
         super().__init__(name="signs of life", daemon=True)
-        self._store, self._own = store, name
+        self._store, self._own, self._silence = store, name, silence
         self._heard: dict[str, tuple[int, float]] = {}
+        self._alarm = generation, ""
         self._looked = time.monotonic()
         self._ended = threading.Event()
-        self.watch(members)
+        self.watch(generation)
         self.start()
 
-    def watch(self, members: Sequence[str]) -> None:
+    def watch(self, generation: Generation) -> None:
         """Look at these agents from now on."""
-        self._heard = {member: self._heard.get(member, (-1, time.monotonic())) for member in members}
+        self._heard = {member: self._heard.get(member, (-1, time.monotonic())) for member in generation.members}
+        self._generation = generation
+
+    @property
+    def alarm(self) -> str:
+        """Who of the agents is lost, or that some agree on who is left; "" while all is well."""
+        generation, text = self._alarm
+        return text if generation is self._generation else ""
 
     def silent_for(self, member: str) -> float:
         """Return for how many seconds an agent has given no sign, up to the last time that this one could look.
@@ -188,10 +204,14 @@ class _SignsOfLife(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Give and look, until it is ended or the store is."""
-        while not self._ended.wait(BEAT_SECONDS):
+        """Give, look and listen, until it is ended or the store is."""
+        due = 0.0
+        while not self._ended.wait(LISTEN_SECONDS):
             try:
-                self._beat()
+                if time.monotonic() >= due:
+                    due = time.monotonic() + BEAT_SECONDS
+                    self._beat()
+                self._listen()
             except RuntimeError:  # a connection that has not outlived a cut; without a store nobody agrees on anything
                 try:
                     self._store = self._store.clone()
@@ -205,6 +225,16 @@ class _SignsOfLife(threading.Thread):
             if now != beats and member in self._heard:
                 self._heard[member] = now, time.monotonic()
         self._looked = time.monotonic()
+
+    def _listen(self) -> None:
+        generation = self._generation
+        others = [member for member in generation.members if member != self._own]
+        if silent := [member for member in others if self.silent_for(member) > self._silence]:
+            self._alarm = generation, f"no sign of life of {', '.join(silent)} for {self._silence:g} s"
+        elif self._store.check([_call(generation.number + 1)]):
+            self._alarm = generation, "others have lost an agent, and agree on who is left"
+        elif self._alarm[1]:  # a silent one has come back in time
+            self._alarm = generation, ""
 
 
 def serve(host: str, port: int) -> tuple[dist.Store, int]:
@@ -236,6 +266,10 @@ def connect(host: str, port: int, token: str, *, timeout: float) -> dist.Store:
     """
     store = dist.TCPStore(host, port, None, False, timedelta(seconds=timeout))
     return dist.PrefixStore(f"dist_lookahead/{token}", store)
+
+
+def _call(number: int) -> str:
+    return f"{number}/called"
 
 
 def _list(number: int) -> str:

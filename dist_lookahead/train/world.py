@@ -102,11 +102,7 @@ def _survivors(device: torch.device, timeout: float, *, survives: bool) -> Itera
             "faults.on_lost_agent='continue' needs agents that nobody ends when one of them ends, as torchrun would: "
             "start them with `dist-lookahead launch --agents N -m dist_lookahead train FILE`"
         )
-    if device.type != "cpu":
-        raise ValueError(
-            "faults.on_lost_agent='continue' with run.device='cuda': groups are over gloo; use cpu, or restart"
-        )
-    survivors = Survivors.from_environment(timeout=timeout)
+    survivors = Survivors.from_environment(timeout=timeout, device=device)
     try:
         mesh = Mesh((survivors.size,))
         end = simulate(mesh)[0] if survivors.joins else ProcessGroupCommunicator(mesh, roll_call=0)

@@ -19,7 +19,7 @@ from tests.launching import environment, run, wait_until
 from tests.training import small_config
 
 LIMIT = pytest.mark.timeout(150)
-GOING_ON = {"agents": "elastic", "on_lost_agent": "continue", "timeout": 3.0}
+GOING_ON = {"agents": "elastic", "on_lost_agent": "continue", "timeout": 60.0}
 
 
 def written(folder: Path, **faults: Any) -> Path:

@@ -87,7 +87,8 @@ def waits_for_newcomer(log: Path, agents: object, optimizer: DistributedLookahea
 
 def test_an_agent_that_stood_still_is_left_out_and_joins_again(tmp_path: Path) -> None:
     event = partial(stands_still, tmp_path)
-    with started(descend, 2, LEVELS, 40, tmp_path, event, {"timeout": 1.0, "silence": 3.0}) as agents:
+    # Signs of life tell, long before the collective's own patience ends.
+    with started(descend, 2, LEVELS, 40, tmp_path, event, {"timeout": 600.0, "silence": 3.0}) as agents:
         wait_until((tmp_path / "still").exists)
         wait_until(lambda: len(rows(tmp_path, "agent-0")) >= 3)
         pid = agents.processes["agent-1"].pid

@@ -1,0 +1,94 @@
+"""Torch's process group of the agents that are there now: made, and left when one of them is lost."""
+
+import contextlib
+import ctypes
+import gc
+import os
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from dist_lookahead.comm.alarm import Alarm
+from dist_lookahead.comm.process_group import ProcessGroupCommunicator
+from dist_lookahead.mesh import Mesh
+from dist_lookahead.survivors.membership import Generation
+
+# What torch does by itself when a collective over NCCL fails: it ends the process (error handling, monitoring), after
+# it has looked up traces of the program (buffers) and given a minute to writing them down (dump).
+OWN_HANDLING = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "0",  # TORCH_FR_BUFFER_SIZE in later versions
+    "TORCH_FR_BUFFER_SIZE": "0",
+}
+
+
+class TorchGroup:
+    """The default process group of torch, which is another one in each generation of agents.
+
+    Args:
+        store: where its members meet.
+        device: of the parameters: over NCCL for a GPU, over gloo for the CPU.
+        timeout: seconds of silence after which a collective fails.
+        ring: says why it is of no use to wait for the others; "" where nothing is known.
+    """
+
+    def __init__(self, store: dist.Store, device: torch.device, timeout: float, ring: Callable[[], str]) -> None:
+        self._store, self._timeout, self._ring = store, timeout, ring
+        self._on_gpu = device.type == "cuda"
+        self.alarm = Alarm(ring)
+        if self._on_gpu:
+            os.environ |= {**OWN_HANDLING, "TORCH_NCCL_NONBLOCKING_TIMEOUT": str(max(1, round(timeout)))}
+
+    def form(self, generation: Generation, rank: int) -> None:
+        """Meet the other members.
+
+        Raises:
+            RuntimeError: one of them is lost by now.
+        """
+        # Torch counts the groups of a process, also those that were not made, and its keys begin with that number:
+        # agents that have tried another number of times would not find each other.
+        dist.distributed_c10d._world.group_count = 0
+        self.alarm = Alarm(self._ring)
+        dist.init_process_group(
+            "nccl" if self._on_gpu else "gloo",
+            store=dist.PrefixStore(f"{generation.number}/group", self._store),
+            rank=rank,
+            world_size=len(generation.members),
+            timeout=timedelta(seconds=self._timeout),
+            pg_options=_patient_nccl() if self._on_gpu else None,
+        )
+
+    def communicator(self, size: int) -> ProcessGroupCommunicator:
+        """Return this agent's end of all members; the agreement of the members says who is lost, no roll call."""
+        return ProcessGroupCommunicator(Mesh((size,)), roll_call=0, alarm=self.alarm)
+
+    def leave(self) -> None:
+        """Close its connections at once, whatever is under way, so that others who wait in it find out as well."""
+        group = dist.group.WORLD
+        if group is None:
+            return
+        if self._on_gpu:
+            group._get_backend(torch.device("cuda")).abort()
+        elif self.alarm.left_works:
+            # Gloo has no abort: to destroy the group would wait for its threads, which wait for the lost agent. So it
+            # is never destroyed, not at the end of the process either; its threads end when they have waited enough.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+        self.close()
+
+    def close(self) -> None:
+        """Drop it."""
+        if dist.is_initialized():
+            with contextlib.suppress(RuntimeError):  # it has failed already
+                dist.destroy_process_group()
+        gc.collect()
+
+
+def _patient_nccl() -> object:
+    """Return options of a group whose members may be lost while they meet: it waits for them in a way that ends."""
+    options = dist.ProcessGroupNCCL.Options()
+    options.config.blocking = 0
+    return options
