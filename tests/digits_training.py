@@ -76,11 +76,12 @@ def make_agent(
     *,
     fast: str = "momentum",
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     seed: int = 0,
     check_every: int = 0,
     differing: Differing = "stop",
 ) -> Agent:
-    model = make_model(seed + rank, dtype)  # agents begin with different weights, and must take agent 0's
+    model = make_model(seed + rank, dtype).to(device)  # agents begin with different weights, and must take agent 0's
     optimizer = DistributedLookahead(
         FAST[fast](model.parameters()),
         levels,

@@ -11,8 +11,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_A_GPU)])
 
 # A server that has imported the heavy modules once forks the workers: as safe as spawning them, without the seconds
 # that each would take to import torch.
@@ -85,7 +89,7 @@ def _enter(
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's name need not resolve
     if backend == "nccl":
-        os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] = "1"
+        os.environ |= share_a_gpu(rank)
         torch.cuda.set_device(0)
     try:
         dist.init_process_group(
@@ -103,6 +107,11 @@ def _enter(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def share_a_gpu(name: object) -> dict[str, str]:
+    """What lets NCCL connect processes on one GPU, over loopback: as if each of them had a host of its own."""
+    return {"NCCL_HOSTID": f"agent {name}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
 
 
 def wait(workers: Sequence[BaseProcess], timeout: float) -> list[int]:

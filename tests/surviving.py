@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import CONTEXT
+from processes import CONTEXT, share_a_gpu
 from torch import Tensor, nn
 
 from dist_lookahead import DistributedLookahead, Level
@@ -40,7 +40,8 @@ def descend(levels: Sequence[Level], steps: int, log: Path, event: Event | None,
         options: of `Survivors.from_environment`.
     """
     agents = Survivors.from_environment(**options)
-    weights = nn.Parameter(torch.zeros(WIDTH, dtype=torch.float64))
+    device = options.get("device", "cpu")
+    weights = nn.Parameter(torch.zeros(WIDTH, dtype=torch.float64, device=device))
     optimizer = DistributedLookahead(torch.optim.SGD([weights], lr=LR), levels, recoverable=True)
     agents.enter(optimizer)
     name, rounds = os.environ[NAME], optimizer.stack.bound[-1].rounds
@@ -48,7 +49,7 @@ def descend(levels: Sequence[Level], steps: int, log: Path, event: Event | None,
         while optimizer.stack.clock < steps:
             if event:
                 event(agents, optimizer)
-            weights.grad = weights.detach() - target(name)
+            weights.grad = weights.detach() - target(name).to(device)
             agents.step(optimizer)
             if optimizer.stack.bound[-1].rounds > rounds:
                 rounds = optimizer.stack.bound[-1].rounds
@@ -98,8 +99,10 @@ class Started:
     def start(self, name: str, place: Mapping[str, str]) -> None:
         """Start one more."""
         address = ":".join(map(str, self._address))
-        environment = {STORE: address, TOKEN: TOKEN_HERE, NAME: name, "GLOO_SOCKET_IFNAME": "lo", **place}
-        self.processes[name] = CONTEXT.Process(target=_enter, args=(environment, self._work, self._arguments))
+        environment = {STORE: address, TOKEN: TOKEN_HERE, NAME: name, "GLOO_SOCKET_IFNAME": "lo", **share_a_gpu(name)}
+        self.processes[name] = CONTEXT.Process(
+            target=_enter, args=({**environment, **place}, self._work, self._arguments)
+        )
         self.processes[name].start()
 
     def join_later(self, name: str) -> None:

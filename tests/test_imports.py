@@ -55,6 +55,7 @@ MAY_IMPORT = {
     },
 }
 MAY_BE_DISTRIBUTED = (
+    "comm.alarm",
     "comm.heartbeat",
     "comm.part_sums",
     "comm.process_group",

@@ -100,7 +100,12 @@ class Survivors:
         return self._store.get("note").decode(errors="replace")
 
     def enter(self, optimizer: DistributedLookahead) -> None:
-        """Before the first step: an agent that joins later waits for the others' next sync, and takes their state."""
+        """Before the first step: an agent that joins later waits for the others' next sync, and takes their state.
+
+        Raises:
+            ValueError: for levels that cannot go on over these agents' device.
+        """
+        self._group.check_levels(optimizer.stack.levels)
         if not self.generation.members:
             self._regroup(optimizer, self._membership.join)
         elif isinstance(optimizer.stack.communicator, ProcessGroupCommunicator):

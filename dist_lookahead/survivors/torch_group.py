@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
@@ -12,17 +12,23 @@ import torch.distributed as dist
 
 from dist_lookahead.comm.alarm import Alarm
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
+from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.survivors.membership import Generation
 
-# What torch does by itself when a collective over NCCL fails: it ends the process (error handling, monitoring), after
-# it has looked up traces of the program (buffers) and given a minute to writing them down (dump).
+_set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # before torch 2.14
+MEETING_SECONDS = 30.0  # for agents that have agreed to meet: they are all there, or another one is lost
+
+# Off is what torch does by itself when a collective over NCCL fails: it ends the process (error handling, monitoring),
+# after a minute (wait) in which it looks up where the program was (buffers) and writes that down (dump).
 OWN_HANDLING = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "TORCH_NCCL_ENABLE_MONITORING": "0",
-    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "0",
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "0",  # TORCH_FR_BUFFER_SIZE in later versions
     "TORCH_FR_BUFFER_SIZE": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_NONBLOCKING_TIMEOUT": str(int(MEETING_SECONDS)),
 }
 
 
@@ -40,8 +46,20 @@ class TorchGroup:
         self._store, self._timeout, self._ring = store, timeout, ring
         self._on_gpu = device.type == "cuda"
         self.alarm = Alarm(ring)
-        if self._on_gpu:
-            os.environ |= {**OWN_HANDLING, "TORCH_NCCL_NONBLOCKING_TIMEOUT": str(max(1, round(timeout)))}
+
+    def check_levels(self, levels: Sequence[Level]) -> None:
+        """Refuse levels that need what torch cannot do over such a group.
+
+        Raises:
+            ValueError: codes on a GPU.
+        """
+        coded = [index for index, level in enumerate(levels) if getattr(level.mix, "codec", None)]
+        if self._on_gpu and coded:
+            raise ValueError(
+                f"levels[{coded[0]}].mix={levels[coded[0]].mix} sends codes by an all-to-all, which torch does not do "
+                "over a group of NCCL that can be left while it waits: leave codec out, or let all agents restart when "
+                "one is lost"
+            )
 
     def form(self, generation: Generation, rank: int) -> None:
         """Meet the other members.
@@ -52,15 +70,19 @@ class TorchGroup:
         # Torch counts the groups of a process, also those that were not made, and its keys begin with that number:
         # agents that have tried another number of times would not find each other.
         dist.distributed_c10d._world.group_count = 0
+        if self._on_gpu:
+            os.environ |= OWN_HANDLING
         self.alarm = Alarm(self._ring)
+        patience = min(self._timeout, MEETING_SECONDS) if generation.number else self._timeout
         dist.init_process_group(
             "nccl" if self._on_gpu else "gloo",
             store=dist.PrefixStore(f"{generation.number}/group", self._store),
             rank=rank,
             world_size=len(generation.members),
-            timeout=timedelta(seconds=self._timeout),
-            pg_options=_patient_nccl() if self._on_gpu else None,
+            timeout=timedelta(seconds=patience),
+            pg_options=_interruptible() if self._on_gpu else None,
         )
+        _set_timeout(timedelta(seconds=self._timeout))
 
     def communicator(self, size: int) -> ProcessGroupCommunicator:
         """Return this agent's end of all members; the agreement of the members says who is lost, no roll call."""
@@ -87,8 +109,8 @@ class TorchGroup:
         gc.collect()
 
 
-def _patient_nccl() -> object:
-    """Return options of a group whose members may be lost while they meet: it waits for them in a way that ends."""
+def _interruptible() -> object:
+    """Return options of NCCL with which a member may be lost while they meet: the others wait in a way that ends."""
     options = dist.ProcessGroupNCCL.Options()
     options.config.blocking = 0
     return options

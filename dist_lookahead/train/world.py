@@ -1,6 +1,7 @@
 """Where a run takes place: the processes that torchrun started, or one process with simulated agents."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,10 +125,14 @@ def _device(name: str) -> torch.device:
 
 
 def _place(process: int, devices: int) -> int:
-    """Return the GPU of a process of this node: one for each, or turn by turn where NCCL is told to share them."""
-    if process < devices or os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
+    """Return the GPU of a process of this node: one for each, or turn by turn where they are to be shared."""
+    if process < devices:
+        return process
+    if os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1":
+        # An NCCL that does not know that variable refuses a GPU which two processes of one host have.
+        os.environ.setdefault("NCCL_HOSTID", f"{socket.gethostname()}-{process}")
         return process % devices
     raise ValueError(
         f"process {process} of this node has no GPU: torch sees {devices}. Start one process per GPU "
-        "(--nproc-per-node), or share them with NCCL_MULTI_RANK_GPU_ENABLE=1 where NCCL knows it"
+        "(--nproc-per-node), or let processes share them, slowly, with NCCL_MULTI_RANK_GPU_ENABLE=1"
     )

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,21 +15,22 @@ from dist_lookahead.train.config_file import write_yaml
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
 from tests.launching import environment, run, wait_until
+from tests.processes import DEVICES
 from tests.training import small_config
 
 LIMIT = pytest.mark.timeout(150)
 GOING_ON = {"agents": "elastic", "on_lost_agent": "continue", "timeout": 60.0}
 
 
-def written(folder: Path, **faults: Any) -> Path:
+def written(folder: Path, device: str = "cpu") -> Path:
     config = small_config(
         folder,
         agents=1,
-        run={"epochs": 10_000, "steps": None},
+        run={"epochs": 10_000, "steps": None, "device": device},
         checkpoint={"every": 1000},
         inner={"name": "SGD", "lr": 0.02, "momentum": 0.9},
         evaluation={"every": 5, "unit": "epochs"},
-        faults={**GOING_ON, **faults},
+        faults=GOING_ON,
     )
     file = folder / "run.yaml"
     file.write_text(write_yaml(config.resolved()), encoding="utf-8")
@@ -46,14 +46,16 @@ def members(launcher: int) -> list[int]:
     return [int(number) for number in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
 
 
-def disturbed(folder: Path, disturb: Callable[[list[int]], None]) -> str:
+def disturbed(folder: Path, device: str, disturb: Callable[[list[int]], None]) -> str:
     """Start three agents, disturb them after the first syncs, and end them by a signal."""
     train = ["-m", "dist_lookahead", "train"]
     command = [sys.executable, "-m", "dist_lookahead", "launch", "--agents", "3", "--rejoin", "1", *train]
     metrics, output = directory(folder).metrics, folder / "output"
+    command.append(str(written(folder, device)))
+    own = {**environment(), "NCCL_MULTI_RANK_GPU_ENABLE": "1", "NCCL_SOCKET_IFNAME": "lo"}
     with (
         output.open("w") as file,
-        subprocess.Popen([*command, str(written(folder))], env=environment(), stdout=file, stderr=file) as launcher,
+        subprocess.Popen(command, env=own, stdout=file, stderr=file) as launcher,
     ):
         try:
             wait_until(lambda: metrics.exists() and metrics.read_text().count('"sync"') > 4)
@@ -77,7 +79,8 @@ def recorded(folder: Path, kind: str) -> list[int]:
 
 
 @LIMIT
-def test_a_run_goes_on_with_those_that_are_there(tmp_path: Path) -> None:
+@DEVICES
+def test_a_run_goes_on_with_those_that_are_there(tmp_path: Path, device: str) -> None:
     """Its first agent is killed, which keeps the records; another stands still for a while; a new one joins."""
 
     def kill_and_halt(agents: list[int]) -> None:
@@ -89,7 +92,7 @@ def test_a_run_goes_on_with_those_that_are_there(tmp_path: Path) -> None:
         os.kill(agents[1], signal.SIGCONT)
         wait_until(lambda: changes(tmp_path)[-1][1] == 3)
 
-    output = disturbed(tmp_path, kill_and_halt)
+    output = disturbed(tmp_path, device, kill_and_halt)
     assert "with 2 agents; lost: agent-0; new: none" in output
     assert re.search(r"with [12] agents; lost: agent-1; new: ", output)
     assert re.search(r"lost: none; new: .*agent-1", output)

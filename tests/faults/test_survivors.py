@@ -6,11 +6,13 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from launching import run_module, wait_until
+from processes import DEVICES, ON_A_GPU
 from surviving import LR, WIDTH, descend, dies, rows, started, target
 from torch import Tensor, nn
 
@@ -27,12 +29,13 @@ from dist_lookahead import (
     overlapped_local_sgd,
     slowmo,
 )
+from dist_lookahead.survivors import Survivors
 from dist_lookahead.survivors.membership import LeftOut, Membership
 
 pytestmark = pytest.mark.timeout(120)
 ALPHA, BETA, TAU = 0.5, 0.5, 4
 LEVELS = [Level(Every(TAU), Exact(), Pull(ALPHA, BETA))]
-PATIENT = {"timeout": 20.0, "silence": 20.0}
+PATIENT: dict[str, Any] = {"timeout": 20.0, "silence": 20.0}
 
 
 def replayed(members: Sequence[Sequence[str]]) -> list[Tensor]:
@@ -47,9 +50,10 @@ def replayed(members: Sequence[Sequence[str]]) -> list[Tensor]:
     return after
 
 
-def test_a_killed_agent_is_as_if_it_had_not_been_there_in_its_last_round(tmp_path: Path) -> None:
+@DEVICES
+def test_a_killed_agent_is_as_if_it_had_not_been_there_in_its_last_round(tmp_path: Path, device: str) -> None:
     event = dies("agent-1", before=7)
-    with started(descend, 3, LEVELS, 16, tmp_path, event, PATIENT) as agents:
+    with started(descend, 3, LEVELS, 16, tmp_path, event, {**PATIENT, "device": device}) as agents:
         assert agents.end() == {"agent-0": 0, "agent-1": -signal.SIGKILL, "agent-2": 0}
     everybody, left = ["agent-0", "agent-1", "agent-2"], ["agent-0", "agent-2"]
     expected = replayed([everybody, left, left, left])
@@ -61,10 +65,11 @@ def test_a_killed_agent_is_as_if_it_had_not_been_there_in_its_last_round(tmp_pat
             torch.testing.assert_close(torch.tensor(row["weights"], dtype=torch.float64), z, rtol=0, atol=1e-12)
 
 
-def test_a_new_agent_takes_the_state_of_the_others_at_their_next_sync(tmp_path: Path) -> None:
+@DEVICES
+def test_a_new_agent_takes_the_state_of_the_others_at_their_next_sync(tmp_path: Path, device: str) -> None:
     # Agents wait before a step until the new one is there, so that its round does not depend on the machine's load.
     event = partial(waits_for_newcomer, tmp_path)
-    with started(descend, 2, LEVELS, 20, tmp_path, event, PATIENT) as agents:
+    with started(descend, 2, LEVELS, 20, tmp_path, event, {**PATIENT, "device": device}) as agents:
         wait_until(lambda: len(rows(tmp_path, "agent-0")) >= 1)
         agents.join_later("late")
         assert set(agents.end().values()) == {0}
@@ -85,10 +90,13 @@ def waits_for_newcomer(log: Path, agents: object, optimizer: DistributedLookahea
         wait_until(lambda: membership._knocks() > 0)
 
 
-def test_an_agent_that_stood_still_is_left_out_and_joins_again(tmp_path: Path) -> None:
+@DEVICES
+def test_an_agent_that_stood_still_is_left_out_and_joins_again(tmp_path: Path, device: str) -> None:
     event = partial(stands_still, tmp_path)
     # Signs of life tell, long before the collective's own patience ends.
-    with started(descend, 2, LEVELS, 40, tmp_path, event, {"timeout": 600.0, "silence": 3.0}) as agents:
+    with started(
+        descend, 2, LEVELS, 40, tmp_path, event, {"timeout": 600.0, "silence": 3.0, "device": device}
+    ) as agents:
         wait_until((tmp_path / "still").exists)
         wait_until(lambda: len(rows(tmp_path, "agent-0")) >= 3)
         pid = agents.processes["agent-1"].pid
@@ -113,18 +121,24 @@ def stands_still(log: Path, agents: object, optimizer: DistributedLookahead) -> 
         wait_until(lambda: membership._knocks() > 0)
 
 
+CODES = slowmo(tau=TAU, beta=0.5, codec=Quantised(bits=8))
+EXACT = {
+    "copies": local_sgd(tau=TAU),
+    "overlapped": overlapped_local_sgd(tau=TAU, delay=2),
+    "two levels": [Level(Every(2), Exact(), Copy()), Level(Every(4), Exact(), Pull(0.5))],
+}
+
+
 @pytest.mark.parametrize(
-    "levels",
+    ("device", "levels"),
     [
-        local_sgd(tau=TAU),
-        slowmo(tau=TAU, beta=0.5, codec=Quantised(bits=8)),
-        overlapped_local_sgd(tau=TAU, delay=2),
-        [Level(Every(2), Exact(), Copy()), Level(Every(4), Exact(), Pull(0.5))],
+        *[pytest.param("cpu", levels, id=name) for name, levels in EXACT.items()],
+        pytest.param("cpu", CODES, id="codes"),
+        *[pytest.param("cuda", levels, marks=ON_A_GPU, id=f"{name} on a gpu") for name, levels in EXACT.items()],
     ],
-    ids=["copies", "codes", "overlapped", "two levels"],
 )
-def test_all_agree_afterwards_whatever_the_levels(levels: Sequence[Level], tmp_path: Path) -> None:
-    with started(descend, 3, levels, 12, tmp_path, dies("agent-2", before=6), PATIENT) as agents:
+def test_all_agree_afterwards_whatever_the_levels(levels: Sequence[Level], device: str, tmp_path: Path) -> None:
+    with started(descend, 3, levels, 12, tmp_path, dies("agent-2", before=6), {**PATIENT, "device": device}) as agents:
         assert agents.end() == {"agent-0": 0, "agent-1": 0, "agent-2": -signal.SIGKILL}
     last = [rows(tmp_path, name)[-1] for name in ("agent-0", "agent-1")]
     assert last[0]["members"] == ["agent-0", "agent-1"]
@@ -151,6 +165,7 @@ def test_the_launcher_does_not_end_the_others_and_starts_a_lost_agent_anew(tmp_p
 PROGRAM = """
 import sys
 from pathlib import Path
+from processes import DEVICES, ON_A_GPU
 from surviving import descend
 from faults.test_survivors import LEVELS, PATIENT, dies_and_is_waited_for
 descend(LEVELS, 16, Path(sys.argv[1]), dies_and_is_waited_for, PATIENT)
@@ -198,6 +213,16 @@ def test_a_recoverable_optimizer_computes_the_same() -> None:
             optimizer.step()
         ends.append(weight.detach())
     assert torch.equal(*ends)
+
+
+def test_codes_are_refused_where_groups_cannot_send_them() -> None:
+    store = dist.HashStore()
+    joins = Survivors(Membership(store, store, "late", [], silence=60), store, timeout=60, device="cuda")
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = DistributedLookahead(torch.optim.SGD([weight], lr=0.1), CODES, recoverable=True)
+    with pytest.raises(ValueError, match=r"levels\[0\].* sends codes .* leave codec out"):
+        joins.enter(optimizer)
+    joins.end()
 
 
 def test_who_comes_after_the_list_was_written_is_left_out() -> None:
