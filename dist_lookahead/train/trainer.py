@@ -311,9 +311,7 @@ class Trainer:
             write_grid(images, self.directory.picture(self.step, which))
 
     def _open_recorder(self) -> Recorder:
-        self.directory.path.mkdir(parents=True, exist_ok=True)
-        self.directory.outcome.unlink(missing_ok=True)
-        self.directory.config.write_text(self.config.to_yaml(), encoding="utf-8")
+        self.directory.open(self.config)
         events = self.directory.tensorboard if self.config.logging.tensorboard else None
         return Recorder(self.directory.metrics, events, start=self.step)
 
