@@ -10,10 +10,12 @@ from importlib import metadata
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from dist_lookahead.comm.communicator import Communicator, Pending, Work
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.mail import who_says_what
+from dist_lookahead.sharded import shard_axis
 
 LONGEST = 2**24  # bytes of a text: enough for a line about each of a hundred thousand parameters
 
@@ -62,6 +64,20 @@ def versions() -> str:
 def described(levels: Sequence[object]) -> list[str]:
     """Return a line for each level, which all agents must have alike."""
     return [f"levels[{index}] = {level}" for index, level in enumerate(levels)]
+
+
+def described_optimizer(inner: Optimizer) -> str:
+    """Return what of the fast optimizer all agents must have alike: not its values, such as a learning rate.
+
+    Example:
+        >>> described_optimizer(torch.optim.Rprop([torch.nn.Parameter(torch.zeros(1))], lr=0.1))[:58]
+        'fast optimizer Rprop(capturable, differentiable, etas, for'
+    """
+    split = shard_axis(parameter for group in inner.param_groups for parameter in group["params"])
+    # Groups themselves may have more keys here than there: what a scheduler of learning rates leaves in them.
+    options = ", ".join(sorted(inner.defaults))
+    parts = f"split along {split[0]!r}" if split else "whole"
+    return f"fast optimizer {type(inner).__name__}({options}) of {len(inner.param_groups)} groups, parameters {parts}"
 
 
 @contextmanager

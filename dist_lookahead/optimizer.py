@@ -19,7 +19,7 @@ from dist_lookahead.join import join
 from dist_lookahead.level import Level
 from dist_lookahead.offload import Offload
 from dist_lookahead.recovery import rebound, why_not_recoverable
-from dist_lookahead.replicas import replicas
+from dist_lookahead.replicas import everybody_in, replicas
 from dist_lookahead.same_weights import DIFFERING, Differing
 from dist_lookahead.scaled_step import closure_after, scaled_step
 from dist_lookahead.stability import instabilities
@@ -103,27 +103,28 @@ class DistributedLookahead(torch.optim.Optimizer):
         recoverable: bool = False,
         probe: Callable[[int], object] | None = None,
     ) -> None:
-        if not isinstance(inner, torch.optim.Optimizer) or isinstance(inner, DistributedLookahead):
-            raise ValueError(
-                f"inner={type(inner).__name__}: give a plain torch optimizer, and all levels in one list (wrapping a "
-                "wrapper leaves the inner slow weights stale)"
-            )
-        if model_buffers not in ("average", "local"):
-            raise ValueError(f"model_buffers={model_buffers!r} must be 'average' or 'local'")
-        if check_every < 0:
-            raise ValueError(f"check_every={check_every} must be at least 0")
-        if differing not in DIFFERING:
-            raise ValueError(f"differing={differing!r} must be one of {', '.join(map(repr, DIFFERING))}")
         if mesh is not None and communicator is not None:
             raise ValueError(
                 f"mesh={mesh} has no effect beside a communicator, which has its own: leave one of them out"
             )
-        if recoverable and (fault := why_not_recoverable(levels)):
-            raise ValueError(fault)
+        everybody = everybody_in(mesh) if communicator is None else communicator
+        with refused_together(everybody):
+            if not isinstance(inner, torch.optim.Optimizer) or isinstance(inner, DistributedLookahead):
+                raise ValueError(
+                    f"inner={type(inner).__name__}: give a plain torch optimizer, and all levels in one list (wrapping "
+                    "a wrapper leaves the inner slow weights stale)"
+                )
+            if model_buffers not in ("average", "local"):
+                raise ValueError(f"model_buffers={model_buffers!r} must be 'average' or 'local'")
+            if check_every < 0:
+                raise ValueError(f"check_every={check_every} must be at least 0")
+            if differing not in DIFFERING:
+                raise ValueError(f"differing={differing!r} must be one of {', '.join(map(repr, DIFFERING))}")
+            if recoverable and (fault := why_not_recoverable(levels)):
+                raise ValueError(fault)
+            agents = replicas(inner, levels, everybody, data_parallel)
         self.inner = inner
         self.__setstate__({})
-        everybody = default_communicator(mesh) if communicator is None else communicator
-        agents = replicas(inner, levels, everybody, data_parallel)
         with refused_together(agents):
             self.stack = LevelStack(
                 inner,

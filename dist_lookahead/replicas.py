@@ -1,13 +1,29 @@
 """Who averages with whom where FSDP2 splits an agent's weights over processes: those with the same part of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
+from dist_lookahead.agreement import described, described_optimizer, refused_together, require_same, versions
 from dist_lookahead.comm.communicator import Communicator
-from dist_lookahead.comm.process_group import ProcessGroupCommunicator
+from dist_lookahead.comm.process_group import ProcessGroupCommunicator, default_communicator
 from dist_lookahead.level import Level
 from dist_lookahead.sharded import shard_axis
+
+
+def everybody_in(mesh: Any) -> Communicator:
+    """Return this process's end of all; a mesh that one process alone refuses is an error on every one.
+
+    Raises:
+        ValueError: for a mesh of another size or order of ranks.
+    """
+    try:
+        return default_communicator(mesh)
+    except ValueError:
+        with refused_together(default_communicator()):
+            raise
 
 
 def replicas(
@@ -22,6 +38,7 @@ def replicas(
         data_parallel: axis along which whole weights share their gradients.
 
     Raises:
+        AgentsDiffer: where others have split them otherwise, or have other levels.
         ValueError: for split parameters over a mesh that does not have their axis, and for what does not go with them.
     """
     split = shard_axis(p for group in inner.param_groups for p in group["params"])
@@ -37,6 +54,9 @@ def replicas(
         )
     for fault in filter(None, (unfit(levels, axis), _without_effect(data_parallel, axis))):
         raise ValueError(fault)
+    # The same lines as where weights are whole: all processes compare them before any of them makes a group.
+    lines = [versions(), str(everybody.mesh), *described(levels), described_optimizer(inner)]
+    everybody.run(require_same(everybody, lines, torch.device(everybody.device)))
     return everybody.without(axis)
 
 

@@ -5,14 +5,11 @@ import hashlib
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from hypothesis import strategies as st
 
 from dist_lookahead.train import checkpoint
 from dist_lookahead.train.checkpoint import CheckpointStore, newest_common
+from tests.disks import file_size_limit, small_disk
 
 ROOT = Path(checkpoint.__file__).parents[2]
 STATE = {"weights": torch.arange(1000.0), "lr": 0.1, "levels": [{"tau": 12}, (1, None, True, "slowmo")]}
@@ -220,27 +218,6 @@ def test_when_nothing_is_whole_each_message_says_that_nothing_is_left(tmp_path: 
 
 
 # --- a disk that refuses
-
-
-@contextmanager
-def file_size_limit(directory: Path, size: int) -> Iterator[Path]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield directory
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@contextmanager
-def small_disk(directory: Path, size: int) -> Iterator[Path]:
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory], capture_output=True)
-    if mount.returncode:
-        pytest.skip("only root may mount a small file system")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", directory], check=True)
 
 
 @pytest.mark.parametrize(

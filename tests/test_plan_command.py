@@ -99,6 +99,14 @@ def test_a_plan_counts_the_bytes_of_a_run(tmp_path: Path) -> None:
     assert plan.candidates[0].forecast.bytes_sent == (sent[16] - sent[8]) / 8
 
 
+def test_a_plan_counts_the_copy_that_going_on_without_lost_agents_costs(tmp_path: Path) -> None:
+    going_on = {"faults": {"agents": "elastic", "on_lost_agent": "continue"}}
+    stops, goes_on = (planned(long_config(tmp_path, agents=1, **faults), bandwidth=1e9) for faults in ({}, going_on))
+    own, recoverable = (plan.candidates[0].forecast.copies for plan in (stops, goes_on))
+    assert own == pytest.approx(2, abs=0.1)
+    assert recoverable == pytest.approx(3, abs=0.1)
+
+
 def test_what_the_run_refuses_is_not_offered(tmp_path: Path) -> None:
     """Where local SGD's averages land later nobody has the slow weights that the file evaluates."""
     plan = planned(long_config(tmp_path, levels={"recipe": "local_sgd", "tau": 4}), bandwidth=1e6)

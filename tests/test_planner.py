@@ -26,6 +26,7 @@ from dist_lookahead import (
     hierarchical_local_sgd,
     local_sgd,
     overlapped_local_sgd,
+    polyak,
     sgp,
     slowmo,
     slowmo_over,
@@ -104,13 +105,27 @@ def test_a_rehearsal_sends_the_bytes_of_a_training(name: str, mesh: Mesh) -> Non
 
 @pytest.mark.parametrize(
     ("levels", "copies"),
-    [(local_sgd(), 0), (slowmo(tau=4, beta=0.0), 1), (slowmo(tau=4), 2), (slowmo(tau=4, delay=2), 4), (diloco(4), 2)],
-    ids=["Copy", "Pull", "with momentum", "with delay", "Nesterov"],
+    [
+        (local_sgd(), 0),
+        (slowmo(tau=4, beta=0.0), 1),
+        (slowmo(tau=4), 2),
+        (slowmo(tau=4, delay=2), 4),
+        (polyak(0.9), 2),
+        (diloco(4), 2),
+    ],
+    ids=["Copy", "Pull", "with momentum", "with delay", "with a share", "Nesterov"],
 )
 def test_memory_is_that_of_the_design(levels: list[Level], copies: int) -> None:
     model = torch.nn.Linear(1000, 100, bias=False)
     noted = rehearse(levels, model, FAST["sgd"], Mesh((4,)))
     assert noted.kept / noted.weights == pytest.approx(copies, abs=0.01)  # the table that travels with a sync
+
+
+def test_agents_that_go_on_without_lost_ones_keep_a_copy_more() -> None:
+    model = torch.nn.Linear(1000, 100, bias=False)
+    for levels, copies in ((local_sgd(), 1), (slowmo(tau=4), 3)):
+        noted = rehearse(levels, model, FAST["sgd"], Mesh((4,)), recoverable=True)
+        assert noted.kept / noted.weights == pytest.approx(copies, abs=0.01)
 
 
 def test_the_model_stays_as_it_was() -> None:

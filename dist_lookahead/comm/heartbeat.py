@@ -14,7 +14,9 @@ import torch.distributed as dist
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 4.0  # without a sign of life, of which there is one each second
-LONGEST = 500  # bytes of a sign of life
+# Bytes of a sign of life. A longer one has been received by the time it is dropped: torch's stores say nothing of a
+# value's length. Torch's own, over TCP, takes no message of more than 8 MiB, which bounds what one of them costs.
+LONGEST = 500
 
 _log = logging.getLogger(__name__)
 

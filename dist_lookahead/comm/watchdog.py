@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import torch.distributed as dist
 
@@ -21,6 +22,8 @@ from dist_lookahead.comm.process_group import ANSWER_SECONDS, ProcessGroupCommun
 
 LOOK_SECONDS = 0.25
 LISTEN_SECONDS = 1.0  # of waiting, after which the others' signs of life are read
+LETTERS = 50  # of what an agent does: a sign of life has its limit
+UNKNOWN = "doing something that it cannot say"
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +33,8 @@ class Watchdog:
 
     Each agent says every second, by the store through which the processes have met, what it is doing. The agent of the
     lowest rank that has waited `report_after` seconds for others says where each agent is, and again after twice that
-    time, and so on. When a collective fails, its error says where the agents are that are lost or late.
+    time, and so on. When a collective fails, its error says where the agents are that are lost or late. A function that
+    it is given and that fails is told of once, and the watch goes on without it.
 
     Args:
         communicator: of all agents; with simulated ones, or a single one, there is nothing to watch.
@@ -98,6 +102,7 @@ class _Watch(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self._end, self._step, self._doing, self._report_after, self._say = end, step, doing, report_after, say
         self._state, self._since = (0, "", False), time.monotonic()
+        self._failed, self._lock = set[str](), threading.Lock()
         self._ended = threading.Event()
         store = dist.distributed_c10d._get_default_store()
         self._beats = Heartbeats(store, end.key, end.rank, end.size, self._own_state)
@@ -134,10 +139,24 @@ class _Watch(threading.Thread):
         """Return what this agent does, and for how long; both threads ask."""
         since = self._end.waits_since
         waits = since is not None
-        state = self._step(), "waiting for others" if waits else self._doing(), waits
+        step = self._ask("step", lambda: int(self._step()), otherwise=self._state[0])
+        doing = "waiting for others" if waits else self._ask("doing", lambda: _short(self._doing()), otherwise=UNKNOWN)
+        state = step, doing, waits
         if state != self._state:
             self._state, self._since = state, time.monotonic()
         return *state, time.monotonic() - (since if waits else self._since)
+
+    def _ask(self, what: str, ask: Callable[[], Any], otherwise: Any) -> Any:
+        """Ask a function that the user has given, whatever it does: it must not end the threads that ask."""
+        try:
+            return ask()
+        except Exception as error:
+            with self._lock:
+                first = what not in self._failed
+                self._failed.add(what)
+            if first:
+                _log.warning("the watchdog's function %r has failed, and is told of no more: %r", what, error)
+            return otherwise
 
     def _where(self, ranks: Sequence[int]) -> str:
         """Say where these agents are, or were last; "" where the store does not answer."""
@@ -148,11 +167,24 @@ class _Watch(threading.Thread):
     def _report(self, seconds: float) -> None:
         rank = self._end.rank
         if not self._beats.ask(ANSWER_SECONDS):
-            self._say(
-                f"agent {rank} has waited for others for {seconds:.0f} s after fast step {self._step()}; the store "
+            self._tell(
+                f"agent {rank} has waited for others for {seconds:.0f} s after fast step {self._state[0]}; the store "
                 "where it could ask for them does not answer: is its host there?"
             )
             return
         seen = [self._beats.seen(other) for other in range(self._end.size)]
         if first_to_tell(rank, seen, self._report_after):
-            self._say(f"agents have been waited for {seconds:.0f} s: {everybody(seen)}")
+            self._tell(f"agents have been waited for {seconds:.0f} s: {everybody(seen)}")
+
+    def _tell(self, report: str) -> None:
+        def say() -> bool:
+            self._say(report)
+            return True
+
+        if not self._ask("say", say, otherwise=False):
+            _log.warning("%s", report)
+
+
+def _short(text: str) -> str:
+    """Leave of a text what fits into a sign of life, and onto a terminal."""
+    return "".join(letter for letter in str(text)[:LETTERS] if letter.isprintable())

@@ -63,6 +63,7 @@ def rehearse(
     mesh: Mesh,
     *,
     average_buffers: bool = True,
+    recoverable: bool = False,
     onlooker: Onlooker | None = None,
 ) -> Rehearsal:
     """Take fast steps without gradients, and note what the syncs do; the model stays as it is.
@@ -73,6 +74,7 @@ def rehearse(
         fast: makes the fast optimizer.
         mesh: of the agents.
         average_buffers: whether the model's buffers are averaged at the outermost sync.
+        recoverable: whether averages work on copies, so that agents go on without lost ones.
         onlooker: what else happens at syncs; None for nothing.
 
     Raises:
@@ -90,7 +92,12 @@ def rehearse(
     _fill(inner)
     tape = Tape(next(model.parameters()).device)
     stack = LevelStack(
-        inner, levels, communicator=ImaginedCommunicator(mesh, tape), model=model, average_buffers=average_buffers
+        inner,
+        levels,
+        communicator=ImaginedCommunicator(mesh, tape),
+        model=model,
+        average_buffers=average_buffers,
+        recoverable=recoverable,
     )
     stack.mail = stack.post.mail = EchoedMail(stack.communicator.rank, mesh.size, mail_fields(levels))
     tape.events.clear()  # agents open their stack once
@@ -147,11 +154,11 @@ def _fill(inner: Optimizer) -> None:
 
 
 def _kept(bound: BoundLevel) -> Iterable[Tensor]:
-    """All that a level keeps; an average that is under way travels in one more copy."""
+    """All that a level keeps; an average that is under way for several fast steps travels in one more copy."""
     yield from (*bound.slow, *bound.momentum, *bound.snapshot)
     for residuals in bound.residuals:
         yield from residuals
-    if bound.keeps_snapshot:
+    if bound.level.when.delay:
         yield from bound.snapshot
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from dist_lookahead.level import Level
 from dist_lookahead.stack import LevelStack
 from dist_lookahead.train.run_directory import RunDirectory
+from dist_lookahead.train.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ def state_of(outcome: Mapping[str, Any] | None) -> str:
 
 
 def _write(directory: RunDirectory, values: Mapping[str, Any]) -> None:
-    unfinished = directory.outcome.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(directory.outcome)  # there is a whole file or none
+    write_whole(directory.outcome, json.dumps(values, indent=1) + "\n")
 
 
 def longest_tau(levels: Sequence[Level]) -> int | None:

@@ -170,6 +170,7 @@ class _Search:
             config.inner.build,
             facts.mesh,
             average_buffers=config.sync.model_buffers == "average",
+            recoverable=config.faults.on_lost_agent == "continue",
             onlooker=TrainerOnlooker(config, facts.mesh),
         )
         return Candidate(

@@ -64,6 +64,10 @@ class ProgressDisplay:
         """Remember values to show with the next step."""
         self._latest.update(values)
 
+    def tested(self, metrics: Mapping[str, float]) -> None:
+        """Remember what an evaluation has found; the loss is that of the training."""
+        self.values({f"test {name}": value for name, value in headlines(metrics).items() if name != "loss"})
+
     def say(self, sentence: str) -> None:
         """Print a line."""
         if self._mode != "off":

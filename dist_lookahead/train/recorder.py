@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from dist_lookahead.train.whole_file import write_whole
+
 _log = logging.getLogger(__name__)
 
 
@@ -22,15 +24,16 @@ class Recorder:
     """
 
     def __init__(self, metrics: Path, tensorboard: Path | None, *, start: int) -> None:
-        kept = [record for record in read_metrics(metrics) if record["step"] <= start] if start else []
-        self._file = metrics.open("w", encoding="utf-8")
-        for record in kept:
-            self._write(record)
+        if start:
+            kept = [record for record in read_metrics(metrics) if record["step"] <= start]
+            write_whole(metrics, "".join(map(_line, kept)))
+        self._file = metrics.open("a" if start else "w", encoding="utf-8")
         self._events = SummaryWriter(str(tensorboard), purge_step=start + 1) if tensorboard else None
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Write one record: its kind ("sync", "evaluation"), the fast step, and the values."""
-        self._write({"kind": kind, "step": step, **values})
+        self._file.write(_line({"kind": kind, "step": step, **values}))
+        self._file.flush()
         if self._events:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -42,9 +45,9 @@ class Recorder:
         if self._events:
             self._events.close()
 
-    def _write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record) + "\n"
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

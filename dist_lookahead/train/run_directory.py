@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from dist_lookahead.train.config import Config
+from dist_lookahead.train.whole_file import write_whole
 
 
 class RunDirectory:
@@ -26,6 +27,12 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
+
+    def open(self, config: Config) -> None:
+        """Make the folder, or go on in it: with these settings, and without an outcome so far."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.config, config.to_yaml())
+        self.outcome.unlink(missing_ok=True)
 
     def picture(self, step: int, weights: str) -> Path:
         """Return the file of what a model generated after a fast step, at the weights of that kind."""

@@ -18,7 +18,7 @@ from dist_lookahead.train.history import History
 from dist_lookahead.train.inner_loop import as_record, window
 from dist_lookahead.train.outcome import Outcome, gradient_bytes, longest_tau
 from dist_lookahead.train.picture_grid import write_grid
-from dist_lookahead.train.progress import ProgressDisplay, headlines
+from dist_lookahead.train.progress import ProgressDisplay
 from dist_lookahead.train.recorder import Recorder
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.signals import STOPPING, StopRequest
@@ -262,8 +262,7 @@ class Trainer:
 
     def _report_inner_loop(self) -> None:
         """Sum over the agents what they measured within the round, and write it down."""
-        watches = [agent.inner_loop for agent in self.agents if agent.inner_loop]
-        if not watches:
+        if not (watches := [agent.inner_loop for agent in self.agents if agent.inner_loop]):
             return
         task = self.agents[0].task
         moments, rows = watches[0].moments(self.step), [watch.take(self.step, task.measures) for watch in watches]
@@ -274,22 +273,23 @@ class Trainer:
             self.recorder.record("probe", self.step, as_record(moments, totals, task.measures, task.report))
 
     def _evaluate(self) -> None:
+        """Measure at all weights that are asked for, then record: an agent that is lost meanwhile leaves no half."""
         with self.world.phase("evaluating"):
-            for which in self.config.evaluation.weights:
-                self._evaluate_at(which)
+            found = {which: self._metrics_at(which) for which in self.config.evaluation.weights}
+        self.history.metrics.update(found)
+        for which, metrics in found.items():
+            self.progress.tested(metrics)
+            if self.recorder:
+                self.recorder.record("evaluation", self.step, {"weights": which, **self._spent(), **metrics})
 
-    def _evaluate_at(self, which: str) -> None:
+    def _metrics_at(self, which: str) -> dict[str, float]:
         with all_weights(self.agents, which):
             sums = [agent.evaluate() for agent in self.agents]
             self._draw_pictures(which)
         names = self.agents[0].task.measures
         rows = [[own.get(name, 0.0) for name in names] for own in sums]
         totals = sum_over_agents(self.world.communicators, rows, self.world.device)
-        metrics = self.agents[0].task.report(dict(zip(names, totals, strict=True)))
-        self.history.metrics[which] = metrics
-        self.progress.values({f"test {name}": value for name, value in headlines(metrics).items() if name != "loss"})
-        if self.recorder:
-            self.recorder.record("evaluation", self.step, {"weights": which, **self._spent(), **metrics})
+        return self.agents[0].task.report(dict(zip(names, totals, strict=True)))
 
     def _spent(self) -> dict[str, float]:
         """What the run has cost so far: curves are drawn against it."""
@@ -311,9 +311,7 @@ class Trainer:
             write_grid(images, self.directory.picture(self.step, which))
 
     def _open_recorder(self) -> Recorder:
-        self.directory.path.mkdir(parents=True, exist_ok=True)
-        self.directory.outcome.unlink(missing_ok=True)
-        self.directory.config.write_text(self.config.to_yaml(), encoding="utf-8")
+        self.directory.open(self.config)
         events = self.directory.tensorboard if self.config.logging.tensorboard else None
         return Recorder(self.directory.metrics, events, start=self.step)
 

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import StepLR
 
 from dist_lookahead import (
     Copy,
@@ -26,12 +29,35 @@ from tests.processes import run_processes
 
 pytestmark = pytest.mark.timeout(120)
 
-GRID = Mesh((2, 2), ("node", "local"))
+NAMES = ("node", "local")
+GRID = Mesh((2, 2), NAMES)
 
 
-def build(levels: Sequence[Level], width: int = 3, **options: Any) -> DistributedLookahead:
+def in_one_group(model: nn.Module) -> Optimizer:
+    return SGD(model.parameters(), lr=0.1)
+
+
+def build(
+    levels: Sequence[Level],
+    width: int = 3,
+    fast: Callable[[nn.Module], Optimizer] = in_one_group,
+    mesh: Mesh = GRID,
+    **options: Any,
+) -> DistributedLookahead:
     model = nn.Linear(4, width)
-    return DistributedLookahead(SGD(model.parameters(), lr=0.1), levels, model=model, mesh=GRID, **options)
+    return DistributedLookahead(fast(model), levels, model=model, mesh=mesh, **options)
+
+
+def build_split(axis: str | None, levels: Sequence[Level]) -> DistributedLookahead:
+    """With weights that FSDP2 has split along an axis, or whole ones."""
+    mesh, model = init_device_mesh("cpu", GRID.shape, mesh_dim_names=NAMES), nn.Linear(4, 4)
+    if axis:
+        fully_shard(model, mesh=mesh[axis])
+    return DistributedLookahead(in_one_group(model), levels, model=model, mesh=mesh)
+
+
+def in_two_groups(model: nn.Module) -> Optimizer:
+    return SGD([{"params": [parameter]} for parameter in model.parameters()], lr=0.1)
 
 
 def of_another_version() -> DistributedLookahead:
@@ -43,7 +69,8 @@ def of_another_version() -> DistributedLookahead:
         agreement_module.metadata.version = known
 
 
-CASES: dict[str, tuple[Callable[[], DistributedLookahead], str]] = {
+Case = tuple[Callable[[], DistributedLookahead], str]
+CASES: dict[str, Case] = {
     # The others average along axes that this one never opens: groups must not be made before levels are compared.
     "one level too few": (lambda: build(local_sgd(2)), "levels[0] = "),
     "wider model": (lambda: build(hierarchical_local_sgd((2, 4)), width=4), "parameter weight has shape (3, 4)"),
@@ -56,26 +83,56 @@ CASES: dict[str, tuple[Callable[[], DistributedLookahead], str]] = {
         lambda: build(hierarchical_local_sgd((2, 4)), data_parallel="rack"),
         "the error ",
     ),
+    "value that is refused": (
+        lambda: build(hierarchical_local_sgd((2, 4)), check_every=-1),
+        "the error 'check_every=-1 must be at least 0'",
+    ),
+    "mesh of another size": (
+        lambda: build(hierarchical_local_sgd((2, 4)), mesh=Mesh((2, 3), NAMES)),
+        "has 6 agents, and there are 4 processes",
+    ),
+    "other fast optimizer": (
+        lambda: build(hierarchical_local_sgd((2, 4)), fast=lambda model: Adam(model.parameters())),
+        "fast optimizer Adam(",
+    ),
+    "other parameter groups": (
+        lambda: build(hierarchical_local_sgd((2, 4)), fast=in_two_groups),
+        "of 2 groups, parameters whole on agents [3]",
+    ),
+}
+SPLIT_CASES: dict[str, Case] = {
+    "weights that are not split": (lambda: build_split(None, local_sgd(2)), "parameters whole on agents [3]"),
+    "split along another axis": (lambda: build_split("node", local_sgd(2)), "parameters split along 'node' on"),
+    "split, other levels": (lambda: build_split("local", local_sgd(4)), "levels[0] = "),
+    "split, levels that are refused": (
+        lambda: build_split("local", [Level(Every(2), Exact("local"), Copy())]),
+        "averages along the axis over which the weights are split",
+    ),
 }
 
 
 def one_of_four_differs() -> dict[str, tuple[str, str]]:
+    whole = said_of(CASES, lambda: build(hierarchical_local_sgd((2, 4))))
+    return whole | said_of(SPLIT_CASES, lambda: build_split("local", local_sgd(2)))
+
+
+def said_of(cases: dict[str, Case], usual: Callable[[], DistributedLookahead]) -> dict[str, tuple[str, str]]:
     """The last agent differs, each time in another way, and all go on in the same process group."""
     said = {}
-    for name, (otherwise, _) in CASES.items():
-        own = otherwise if ProcessGroupCommunicator().rank == 3 else lambda: build(hierarchical_local_sgd((2, 4)))
+    for name, (otherwise, _) in cases.items():
+        own = otherwise if ProcessGroupCommunicator().rank == 3 else usual
         try:
             own()
             said[name] = ("nothing", "")
         except ValueError as error:
             said[name] = (type(error).__name__, str(error))
-    build(hierarchical_local_sgd((2, 4)))  # the group still works
+    usual()  # the group still works
     return said
 
 
 def test_every_agent_is_told_what_differs_first_and_on_which_agents() -> None:
     told = run_processes(one_of_four_differs, 4)
-    for name, (_, part) in CASES.items():
+    for name, (_, part) in (CASES | SPLIT_CASES).items():
         kinds, messages = zip(*(agent[name] for agent in told), strict=True)
         assert set(kinds) == {"AgentsDiffer"}, name
         assert len(set(messages)) == 1, name
@@ -83,6 +140,20 @@ def test_every_agent_is_told_what_differs_first_and_on_which_agents() -> None:
         assert part in messages[0], name
         assert "on agents [0, 1, 2]; " in messages[0], name
         assert "on agents [3]. Build the same model" in messages[0], name
+
+
+def with_rates_of_their_own() -> list[float]:
+    def fast(model: nn.Module) -> Optimizer:
+        own = SGD(model.parameters(), lr=0.1 * (1 + ProcessGroupCommunicator().rank), momentum=0.5)
+        if ProcessGroupCommunicator().rank:
+            StepLR(own, step_size=2)
+        return own
+
+    return [group["lr"] for group in build(local_sgd(2), fast=fast, mesh=Mesh((2,))).param_groups]
+
+
+def test_agents_may_have_learning_rates_and_schedulers_of_their_own() -> None:
+    assert run_processes(with_rates_of_their_own, 2) == [[0.1], [0.2]]
 
 
 def claims_too_much() -> str:

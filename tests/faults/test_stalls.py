@@ -1,5 +1,6 @@
 """Agents that are late: those who wait say where everybody is, and end or wait on."""
 
+import logging
 import os
 import re
 import signal
@@ -7,12 +8,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 from processes import run_processes
 
 from dist_lookahead import simulate
+from dist_lookahead.comm import watchdog
+from dist_lookahead.comm.communicator import Pending
 from dist_lookahead.comm.heartbeat import LONGEST, Heartbeat, Seen
 from dist_lookahead.comm.lateness import everybody, first_to_tell
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
@@ -90,6 +94,36 @@ def test_an_agent_that_computes_for_long_is_named_once_by_the_first_that_waits()
         r"agent 2 \(host \S+, process \d+\) is computing after fast step 5, for \d s",
         *first,
     ), first
+
+
+def with_functions_that_fail() -> list[str]:
+    end, logged = ProcessGroupCommunicator(), list[str]()
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logging.getLogger(watchdog.__name__).addHandler(handler)
+
+    def fail(*_: str) -> NoReturn:
+        raise KeyError("of this test")
+
+    def add() -> Pending:
+        yield end.all_reduce(torch.ones(3))
+
+    with Watchdog(end, step=fail if end.rank else lambda: 5, doing=fail, report_after=1, say=fail):
+        time.sleep(0.5 + 2.5 * end.rank)
+        end.run(add())
+    return logged
+
+
+@LIMIT
+def test_functions_of_the_user_that_fail_do_not_end_the_watch() -> None:
+    """Each is told of once; the report comes all the same."""
+    first, second = run_processes(with_functions_that_fail, 2)
+    failed = "the watchdog's function '{}' has failed, and is told of no more: KeyError('of this test')"
+    assert sorted(second) == [failed.format("doing"), failed.format("step")]
+    reports = [line for line in first if line.startswith("agents have been waited for")]
+    assert sorted(set(first) - set(reports)) == [failed.format("doing"), failed.format("say")]
+    assert re.search(r"agent 1 \(.*\) (is|was) doing something that it cannot say after fast step 0", reports[0])
+    assert len(first) == len(reports) + 2
 
 
 def halted(
