@@ -51,6 +51,7 @@ class Survivors:
         self._group = TorchGroup(store, torch.device(device), timeout, lambda: membership.alarm)
         self.generation = membership.generation
         if self.generation.members:
+            membership.begin()
             self._group.form(self.generation, self.rank)
 
     @classmethod

@@ -72,25 +72,31 @@ class Launch:
         """Start the agents, and wait for them; return 0 if one of them came to its end, or what one has failed with."""
         host, _, port = self.store.rpartition(":")
         token = self.token or secrets.token_hex(16)
-        kept, number = serve(host, int(port)) if self.node == 0 else (None, int(port))
+        _kept, number = serve(host, int(port)) if self.node == 0 else (None, int(port))
         store = connect(host, number, token, timeout=300)
-        status = _Agents(self, f"{host}:{number}", token, store).watch()
-        if kept and self.nodes > 1:
-            self._wait_for_other_nodes(store)
+        others = _OtherNodes(self, store)
+        status = _Agents(self, f"{host}:{number}", token, store).watch(others)
+        while others.live():  # the store must not end before their agents have
+            time.sleep(POLL_SECONDS)
         store.set(f"done/{self.node}", "1")
         return status
 
-    def _wait_for_other_nodes(self, store: dist.Store) -> None:
-        """The store must not end before the agents of other nodes have, or those nodes."""
-        running, silence = {node: (-1, 0.0) for node in range(1, self.nodes)}, 0.0
-        while running and silence < SILENCE_SECONDS:
-            for node, (beats, since) in list(running.items()):
-                now = store.add(f"launcher/{node}", 0)
-                running[node] = (now, time.monotonic()) if now != beats else (beats, since)
-                if store.check([f"done/{node}"]):
-                    del running[node]
-            silence = min((time.monotonic() - since for _, since in running.values()), default=0.0)
-            time.sleep(POLL_SECONDS)
+
+class _OtherNodes:
+    """The launchers for which node 0 keeps the store, and when each was last heard of: also while agents run here."""
+
+    def __init__(self, launch: Launch, store: dist.Store) -> None:
+        self._store = store
+        self._heard = {node: (-1, time.monotonic()) for node in range(1, launch.nodes if launch.node == 0 else 1)}
+
+    def live(self) -> bool:
+        """Look at them; return whether one is there that has not ended."""
+        for node, (beats, _) in list(self._heard.items()):
+            if (now := self._store.add(f"launcher/{node}", 0)) != beats:
+                self._heard[node] = now, time.monotonic()
+            if self._store.check([f"done/{node}"]):
+                del self._heard[node]
+        return any(time.monotonic() - since < SILENCE_SECONDS for _, since in self._heard.values())
 
 
 class _Agents:
@@ -107,7 +113,7 @@ class _Agents:
         self._statuses: list[int] = []
         self._signal = 0
 
-    def watch(self) -> int:
+    def watch(self, others: _OtherNodes) -> int:
         """Start them, tell the others of those that end, and start some anew; return the status of the node."""
         handlers = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -115,6 +121,7 @@ class _Agents:
                 self._start(place, first_name(self._launch.node * self._launch.agents + place), {})
             while self._running:
                 self._look()
+                others.live()
                 self._store.add(f"launcher/{self._launch.node}", 1)
                 time.sleep(POLL_SECONDS)
         finally:

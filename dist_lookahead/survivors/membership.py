@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 BEAT_SECONDS, LISTEN_SECONDS = 1.0, 0.25
 LOOK_SECONDS = 0.02
+BEGINNING_SECONDS = 600.0  # between the first agent that begins and the last one: nodes are started one by one
 MOST, LONGEST = 4096, 200  # members, and characters of a name
 Progress = Sequence[int]
 
@@ -67,6 +68,23 @@ class Membership:
         self._knocks_heard = self._knocks()
         if members:
             self._store.compare_set(_list(0), "", json.dumps(list(members)))
+
+    def begin(self) -> None:
+        """Wait for all members of generation 0: a group of theirs would wait for them no longer than for a lost one.
+
+        Raises:
+            RuntimeError: one of them has ended before it came here, or does not come.
+        """
+        self._store.set(f"begun/{self.name}", "1")
+        deadline, missing = time.monotonic() + BEGINNING_SECONDS, list(self.generation.members)
+        while missing := [member for member in missing if not self._store.check([f"begun/{member}"])]:
+            if ended := [member for member in missing if self._store.check([f"gone/{member}"])]:
+                raise RuntimeError(f"{', '.join(ended)} ended before the training began: see what was said there")
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"{', '.join(missing)} did not begin within {BEGINNING_SECONDS:.0f} s: have all nodes been started?"
+                )
+            time.sleep(LOOK_SECONDS)
 
     def agree(self, progress: Progress, *, newcomers: bool = False) -> Generation:
         """Return the next generation; all members come here, and those that want to join are in `join`.

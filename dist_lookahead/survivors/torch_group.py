@@ -73,7 +73,7 @@ class TorchGroup:
         if self._on_gpu:
             os.environ |= OWN_HANDLING
         self.alarm = Alarm(self._ring)
-        patience = min(self._timeout, MEETING_SECONDS) if generation.number else self._timeout
+        patience = min(self._timeout, MEETING_SECONDS)
         dist.init_process_group(
             "nccl" if self._on_gpu else "gloo",
             store=dist.PrefixStore(f"{generation.number}/group", self._store),

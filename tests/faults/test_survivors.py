@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,7 @@ from dist_lookahead import (
     overlapped_local_sgd,
     slowmo,
 )
-from dist_lookahead.survivors import Survivors
+from dist_lookahead.survivors.agents import NAME, Survivors
 from dist_lookahead.survivors.membership import LeftOut, Membership
 
 pytestmark = pytest.mark.timeout(120)
@@ -63,6 +65,33 @@ def test_a_killed_agent_is_as_if_it_had_not_been_there_in_its_last_round(tmp_pat
         assert [row["members"] for row in own] == [everybody, left, left, left]
         for row, z in zip(own, expected, strict=True):
             torch.testing.assert_close(torch.tensor(row["weights"], dtype=torch.float64), z, rtol=0, atol=1e-12)
+
+
+def test_those_who_begin_later_are_waited_for(tmp_path: Path) -> None:
+    """Nodes are started one by one; breaks if the first ones wait as for a lost agent."""
+    with started(begin_late, 2, LEVELS, 8, tmp_path, None, {"timeout": 1.0, "silence": 20.0}) as agents:
+        assert set(agents.end().values()) == {0}
+
+
+def test_those_who_never_begin_are_named(tmp_path: Path) -> None:
+    """Breaks if the others wait for one that has ended."""
+    with started(end_early, 2, tmp_path) as agents:
+        assert set(agents.end().values()) == {0, 3}
+    assert "agent-1 ended before the training began" in (tmp_path / "agent-0").read_text()
+
+
+def begin_late(*arguments: Any) -> None:
+    if os.environ[NAME] == "agent-1":
+        time.sleep(2.5)
+    descend(*arguments)
+
+
+def end_early(folder: Path) -> None:
+    if os.environ[NAME] == "agent-1":
+        sys.exit(3)
+    with pytest.raises(RuntimeError) as error:
+        Survivors.from_environment()
+    (folder / "agent-0").write_text(str(error.value))
 
 
 @DEVICES
