@@ -15,6 +15,7 @@ from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh
 from dist_lookahead.survivors.membership import Generation
+from dist_lookahead.survivors.sockets import Sockets, opened_by, shut_down
 
 _set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # before torch 2.14
 MEETING_SECONDS = 30.0  # for agents that have agreed to meet: they are all there, or another one is lost
@@ -46,6 +47,7 @@ class TorchGroup:
         self._store, self._timeout, self._ring = store, timeout, ring
         self._on_gpu = device.type == "cuda"
         self.alarm = Alarm(ring)
+        self._sockets: Sockets = {}
 
     def check_levels(self, levels: Sequence[Level]) -> None:
         """Refuse levels that need what torch cannot do over such a group.
@@ -74,13 +76,15 @@ class TorchGroup:
             os.environ |= OWN_HANDLING
         self.alarm = Alarm(self._ring)
         patience = min(self._timeout, MEETING_SECONDS)
-        dist.init_process_group(
-            "nccl" if self._on_gpu else "gloo",
-            store=dist.PrefixStore(f"{generation.number}/group", self._store),
-            rank=rank,
-            world_size=len(generation.members),
-            timeout=timedelta(seconds=patience),
-            pg_options=_interruptible() if self._on_gpu else None,
+        self._sockets = opened_by(
+            lambda: dist.init_process_group(
+                "nccl" if self._on_gpu else "gloo",
+                store=dist.PrefixStore(f"{generation.number}/group", self._store),
+                rank=rank,
+                world_size=len(generation.members),
+                timeout=timedelta(seconds=patience),
+                pg_options=_interruptible() if self._on_gpu else None,
+            )
         )
         _set_timeout(timedelta(seconds=self._timeout))
 
@@ -96,8 +100,10 @@ class TorchGroup:
         if self._on_gpu:
             group._get_backend(torch.device("cuda")).abort()
         elif self.alarm.left_works:
-            # Gloo has no abort: to destroy the group would wait for its threads, which wait for the lost agent. So it
-            # is never destroyed, not at the end of the process either; its threads end when they have waited enough.
+            # Gloo has no abort. Without connections the lost agent cannot come to the end of a sync that the others do
+            # anew; and to destroy the group would wait for its threads, some of which do not see that they are gone.
+            # So it is never destroyed, not at the end of the process either; they end when they have waited enough.
+            shut_down(self._sockets)
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
         self.close()
 

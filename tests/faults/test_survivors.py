@@ -137,6 +137,9 @@ def test_an_agent_that_stood_still_is_left_out_and_joins_again(tmp_path: Path, d
     assert ["agent-0"] in members
     assert members[-1] == ["agent-0", "agent-1"]
     assert rows(tmp_path, "agent-1")[-1] == rows(tmp_path, "agent-0")[-1]
+    # It must not come to the end of the sync that it was missing in, which the other has done without it.
+    told = {row["rounds"]: row["weights"] for row in rows(tmp_path, "agent-0")}
+    assert all(told[row["rounds"]] == row["weights"] for row in rows(tmp_path, "agent-1"))
 
 
 def stands_still(log: Path, agents: object, optimizer: DistributedLookahead) -> None:
