@@ -1,52 +1,56 @@
 """Seconds until a run has said or done something about a fault: the times of docs/faults.md.
 
-Three agents over gloo train a small network on the digits, as `dist-lookahead train` does. After their first syncs
-agent 2 is killed or stopped, in one case with the process that keeps the store.
+Three agents over gloo train a small network on the digits, as `dist-lookahead train` does. After their first syncs,
+or their first checkpoint, agent 2 is killed or stopped, in one case with the process that keeps the store, in another
+with its node.
 """
 
 import argparse
 import os
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
 from rich.progress import track
 
 from benchmarks import picture, report
+from benchmarks.faulty_runs import (
+    Files,
+    Run,
+    Start,
+    by_hand,
+    by_hand_with_store,
+    by_launch,
+    by_nodes,
+    by_torchrun,
+    lives,
+    until,
+)
 
-AGENTS, LONGEST = 3, 90.0
-COLUMNS = ("fault", "runs", "first word", "end", "next average")
+TAU = 4
+NEVER = 1_000_000
+TIMES = ("first word", "end", "next average", "loaded again")
 ABOUT = (
     "Three agents; seconds from the fault, medians. first word: until somebody says who is late; end: until all "
-    "others have ended; next average: until those that are left have synced again. What the fault is waited for by "
-    "setting is included: report_after and timeout as in the column fault."
+    "others have ended; next average: until those that are left have synced again; loaded again: until agents that "
+    "torchrun has started again have loaded their checkpoint. What the fault is waited for by setting is included: "
+    "report_after and timeout as in the column fault."
 )
-PICTURE = picture.Bars(panels=[["first word", "end", "next average"]], by=["fault"], log=False)
-KEEPER = [
-    sys.executable,
-    "-c",
-    "import sys, torch.distributed as dist; "
-    "store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False); "
-    "print(store.port, flush=True); sys.stdin.read()",
-]
+PICTURE = picture.Bars(panels=[TIMES], by=["fault"], log=False)
 RUN = """\
 run: {{name: run, dir: {folder}, steps: 1000000, device: cpu}}
 data: {{name: digits, batch_size: 8}}
 model: {{name: mlp, width: 16}}
 inner: {{name: SGD, lr: 0.02, momentum: 0.9}}
-levels: {{recipe: slowmo, tau: 4, beta: 0.2}}
+levels: {{recipe: slowmo, tau: {tau}, beta: 0.2}}
 evaluation: {{every: null}}
-checkpoint: {{every: 1000000}}
-logging: {{progress: "off", tensorboard: false, plots: false}}
+checkpoint: {{every: {checkpoint}}}
+logging: {{progress: plain, tensorboard: false, plots: false}}
 faults: {{{faults}}}
 """
 
@@ -56,113 +60,76 @@ class Case:
     """A fault, and how the run is told to deal with it.
 
     Args:
-        signum: what agent 2 is sent.
+        start: who starts the agents, and whom the fault strikes.
+        signum: what those are sent.
         faults: settings.
-        goes_on: whether the others go on, started by `dist-lookahead launch`.
-        store: whether the process that keeps the store is stopped too.
+        awaited: of the times, in the order in which they come about.
+        checkpoint: fast steps until there is one; the fault comes after it.
     """
 
+    start: Start
     signum: signal.Signals
     faults: str
-    goes_on: bool = False
-    store: bool = False
+    awaited: Sequence[str]
+    checkpoint: int = NEVER
 
 
-GOES_ON = "agents: elastic, on_lost_agent: continue"
+STOPS, GOES_ON, AGAIN = ("first word", "end"), ("next average",), ("loaded again",)
+LATE, ELASTIC = "report_after: 3, timeout: 6", "agents: elastic"
+CONTINUE = f"{ELASTIC}, on_lost_agent: continue"
 CASES = {
-    "killed": Case(signal.SIGKILL, "report_after: 30, timeout: 60"),
-    "stopped, report_after 3, timeout 6": Case(signal.SIGSTOP, "report_after: 3, timeout: 6"),
-    "stopped with the store, report_after 3, timeout 6": Case(
-        signal.SIGSTOP, "report_after: 3, timeout: 6", store=True
-    ),
-    "killed, others go on": Case(signal.SIGKILL, f"{GOES_ON}, timeout: 60", goes_on=True),
-    "stopped, others go on, timeout 3": Case(signal.SIGSTOP, f"{GOES_ON}, timeout: 3", goes_on=True),
+    "killed": Case(by_hand, signal.SIGKILL, "report_after: 30, timeout: 60", STOPS),
+    "stopped, report_after 3, timeout 6": Case(by_hand, signal.SIGSTOP, LATE, STOPS),
+    "stopped with the store, report_after 3, timeout 6": Case(by_hand_with_store, signal.SIGSTOP, LATE, STOPS),
+    "killed, others go on": Case(by_launch, signal.SIGKILL, f"{CONTINUE}, timeout: 60", GOES_ON),
+    "stopped, others go on, timeout 3": Case(by_launch, signal.SIGSTOP, f"{CONTINUE}, timeout: 3", GOES_ON),
+    "killed, RESTARTS=3": Case(by_torchrun, signal.SIGKILL, "on_lost_agent: restart", AGAIN, checkpoint=200),
+    "node killed, NODES=2:4": Case(by_nodes, signal.SIGKILL, ELASTIC, AGAIN, checkpoint=200),
 }
 
 
-def measure(case: Case, folder: Path) -> tuple[float | None, float | None, float | None]:
-    """Run once; return the seconds to the first word, the end, and the next average, None for what is not there."""
-    file, output, metrics = folder / "run.yaml", folder / "output", folder / "run" / "metrics.jsonl"
-    file.write_text(RUN.format(folder=folder, faults=case.faults), encoding="utf-8")
-    with output.open("w") as written, _started(case, file, written) as (agents, keeper):
-        _until(lambda: metrics.exists() and metrics.read_text().count('"sync"') > 4)
+def said(files: Files, run: Run) -> bool:
+    """Return whether somebody has said who is late or lost."""
+    output = files.output.read_text()
+    return "waited for" in output or "failed on agent" in output
+
+
+def ended(files: Files, run: Run) -> bool:
+    """Return whether all others have ended."""
+    return not any(map(lives, run.others))
+
+
+def averaged(files: Files, run: Run) -> bool:
+    """Return whether those that are left have synced again."""
+    return '"sync"' in files.metrics.read_text().partition('"kind": "agents"')[2]
+
+
+def loaded(files: Files, run: Run) -> bool:
+    """Return whether agents have been started again, and have loaded their checkpoint."""
+    return "going on after step" in files.output.read_text()
+
+
+CONDITIONS: Mapping[str, Callable[[Files, Run], bool]] = dict(zip(TIMES, (said, ended, averaged, loaded), strict=True))
+
+
+def measure(case: Case, folder: Path) -> dict[str, float]:
+    """Run once; return the seconds from the fault to each of the awaited times."""
+    files = Files(folder)
+    settings = RUN.format(folder=folder, tau=TAU, faults=case.faults, checkpoint=case.checkpoint)
+    files.settings.write_text(settings, encoding="utf-8")
+    syncs = 4 + (case.checkpoint // TAU if case.checkpoint < NEVER else 0)
+    with case.start(files) as run:
+        until(lambda: files.metrics.exists() and files.metrics.read_text().count('"sync"') > syncs)
         begun = time.monotonic()
-        os.kill(agents[-1], case.signum)
-        if keeper and case.store:
-            os.kill(keeper, signal.SIGSTOP)
-        if case.goes_on:
-            _until(lambda: '"kind": "agents"' in metrics.read_text())
-            return None, None, _until(lambda: '"sync"' in metrics.read_text().split('"kind": "agents"')[1]) - begun
-        said = _until(lambda: "waited for" in output.read_text() or "failed on agent" in output.read_text()) - begun
-        return said, _until(lambda: not any(map(_lives, agents[:-1]))) - begun, None
+        for process in run.struck:
+            os.kill(process, case.signum)
+        return {name: until(lambda name=name: CONDITIONS[name](files, run)) - begun for name in case.awaited}
 
 
-@contextmanager
-def _started(case: Case, file: Path, output: IO[str]) -> Iterator[tuple[list[int], int | None]]:
-    """Start the agents; yield their processes, and that which keeps the store."""
-    train = [sys.executable, "-m", "dist_lookahead", "train", str(file)]
-    launch = [sys.executable, "-m", "dist_lookahead", "launch", "--agents", str(AGENTS), *train[1:]]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(command: Sequence[str], more: dict[str, str]) -> int:
-        environment = {**shared, **more}
-        processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output, text=True))
-        return processes[-1].pid
-
-    own: list[int] = []
-    try:
-        if case.goes_on:
-            launcher = start(launch, {})
-            _until(lambda: len(_children(launcher)) == AGENTS)
-            own = _children(launcher)
-            yield own, None
-        else:
-            keeper = subprocess.Popen(KEEPER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            processes.append(keeper)
-            assert keeper.stdout
-            port = keeper.stdout.readline().strip()
-            yield [start(train, _place(rank, port)) for rank in range(AGENTS)], keeper.pid
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        for agent in own:
-            if _lives(agent):
-                os.kill(agent, signal.SIGKILL)
-
-
-def _place(rank: int, port: str) -> dict[str, str]:
-    """Return what torchrun would tell an agent."""
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": AGENTS, "LOCAL_WORLD_SIZE": AGENTS}
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "faults"}
-    told["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    return {**{name: str(number) for name, number in numbers.items()}, **told}
-
-
-def _children(process: int) -> list[int]:
-    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
-def _lives(process: int) -> bool:
-    status = Path(f"/proc/{process}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def _until(condition: Callable[[], bool]) -> float:
-    """Wait until something holds; return when it did."""
-    deadline = time.monotonic() + LONGEST
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"it did not happen within {LONGEST:.0f} s")
-        time.sleep(0.005)
-    return time.monotonic()
-
-
-def row(name: str, runs: int, done: Sequence[tuple[float | None, float | None, float | None]]) -> list[report.Cell]:
+def row(name: str, done: Sequence[Mapping[str, float]]) -> list[report.Cell]:
     """Return the medians of a case."""
-    columns = [[value for value in column if value is not None] for column in zip(*done, strict=True)]
-    return [name, runs, *(statistics.median(column) if column else "-" for column in columns)]
+    columns = [[times[column] for times in done if column in times] for column in TIMES]
+    return [name, len(done), *(statistics.median(column) if column else "-" for column in columns)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -178,10 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for _ in range(options.runs):
             with tempfile.TemporaryDirectory() as folder:
                 done.append(measure(CASES[name], Path(folder)))
-        table.append(row(name, options.runs, done))
+        table.append(row(name, done))
     load = before, report.load_average()
     report.publish(
-        report.Report(name="fault_times", about=ABOUT, columns=COLUMNS, rows=table, load=load, picture=PICTURE), options
+        report.Report(
+            name="fault_times", about=ABOUT, columns=("fault", "runs", *TIMES), rows=table, load=load, picture=PICTURE
+        ),
+        options,
     )
 
 

@@ -51,8 +51,8 @@ def started(
 ) -> Iterator[tuple[list[BaseProcess], Path]]:
     """Start several processes as under torchrun, without its end of all when one ends; the path is of their output."""
     store = None if port else _store()
-    with _started("dist_lookahead", arguments, None, _places(processes, store.port if store else port)) as running:
-        yield running
+    with running("dist_lookahead", arguments, None, _places(processes, store.port if store else port)) as begun:
+        yield begun
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def run_module(
         folder: where each starts.
         places: of each process, what its environment has beside that of the others.
     """
-    with _started(module, arguments, folder, places) as (processes, output):
+    with running(module, arguments, folder, places) as (processes, output):
         if wait(processes, LIMIT):
             raise subprocess.TimeoutExpired(module, LIMIT, output.read_text())
         codes = [process.exitcode for process in processes]
@@ -131,9 +131,10 @@ def _torchrun_environment(rank: int, size: int, port: int | None) -> dict[str, s
 
 
 @contextmanager
-def _started(
-    module: str, arguments: Sequence[str], folder: Path | None, places: Sequence[Mapping[str, str]] = ({},)
+def running(
+    module: str, arguments: Sequence[str], folder: Path | None = None, places: Sequence[Mapping[str, str]] = ({},)
 ) -> Iterator[tuple[list[BaseProcess], Path]]:
+    """Start a module, each process in a group of its own with all that it starts; the path is of their output."""
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "output"
         output.touch()
@@ -205,7 +206,7 @@ def interrupt(
     """Start, send a signal to the started process when the condition holds, and wait for the end."""
     if processes > 1:
         return _interrupt_torchrun(arguments, when, signum, processes)
-    with _started("dist_lookahead", arguments, None) as ([process], output):
+    with running("dist_lookahead", arguments, None) as ([process], output):
         _wait_for(when, lambda: process.exitcode is not None, output.read_text)
         assert process.pid is not None
         os.kill(process.pid, signum)

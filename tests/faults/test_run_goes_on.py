@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from dist_lookahead.survivors.agents import TOKEN
 from dist_lookahead.train.config_file import write_yaml
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
-from tests.launching import environment, run, wait_until
+from tests.launching import environment, run, running, wait_until
 from tests.processes import DEVICES
 from tests.training import small_config
 
@@ -103,6 +105,34 @@ def test_a_run_goes_on_with_those_that_are_there(tmp_path: Path, device: str) ->
     assert syncs == sorted(set(syncs))
     files = (tmp_path / "small" / "checkpoints" / f"step-{int(stopped[1]):08}").iterdir()
     assert sorted(path.name.rpartition("-")[0] for path in files) == [f"agent-{rank}-of-3" for rank in range(3)]
+
+
+@LIMIT
+def test_a_node_goes_on_without_the_other_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is left there to say that its agents have ended; breaks if those here, or their launcher, wait for it."""
+    monkeypatch.setenv(TOKEN, "of this test")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        store = f"127.0.0.1:{free.getsockname()[1]}"
+    launch = ["launch", "--agents", "1", "--nodes", "2", "--store", store, "--node"]
+    module, train = "tests.impatient", ["-m", "tests.impatient", "train", str(written(tmp_path))]
+    with (
+        running(module, [*launch, "0", *train]) as ([first], output),
+        running(module, [*launch, "1", *train]) as ([second], _),
+    ):
+        metrics = directory(tmp_path).metrics
+        wait_until(lambda: metrics.exists() and metrics.read_text().count('"sync"') > 4)
+        assert first.pid
+        assert second.pid
+        os.killpg(second.pid, signal.SIGKILL)
+        wait_until(lambda: '"kind": "agents"' in metrics.read_text())
+        wait_until(lambda: '"sync"' in metrics.read_text().partition('"kind": "agents"')[2])
+        os.kill(first.pid, signal.SIGTERM)
+        first.join(40)
+        said = output.read_text()
+        assert first.exitcode == 128 + signal.SIGTERM, said
+    assert "with 1 agents; lost: agent-1; new: none" in said
+    assert "Stopped by signal 15 at the sync after fast step" in said
 
 
 def test_who_starts_it_otherwise_is_told_how(tmp_path: Path) -> None:
