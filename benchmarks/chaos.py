@@ -3,7 +3,8 @@
 Each run draws its faults from its own seed. Each node is a network namespace on this machine, with one agent; the store
 by which they agree is on a node of its own. A killed agent's node starts a new one, which joins. A run is well when all
 agents that are left come to the end, in time, with the same weights, and nobody has ever held others after the same
-sync. Needs root and iproute2.
+sync, but for an agent that the others have lost and done it anew without: it may come to its end with what had been sent
+before, and takes their weights when it joins them. Needs root and iproute2.
 """
 
 import argparse
@@ -175,14 +176,29 @@ def verdict(course: Course, statuses: dict[str, int | None]) -> str:
     failed = {name: status for name, status in statuses.items() if status not in (0, CAME_TOO_LATE, -signal.SIGKILL)}
     if failed or 0 not in statuses.values():
         return f"failed: {failed}"
-    held: dict[int, set[str]] = {}
-    for _, row in rows(course.folder):
-        held.setdefault(row["rounds"], set()).add(row["checksum"])
-    if differing := [rounds for rounds, sums in held.items() if len(sums) > 1]:
+    if differing := differing_rounds(course):
         return f"agents differ after syncs {differing[:5]}"
     ends = {name: row["clock"] for name, row in rows(course.folder)}
     missing = [name for name, status in statuses.items() if status == 0 and ends.get(name, 0) < course.steps]
     return f"not at the end: {missing}" if missing else "well"
+
+
+def differing_rounds(course: Course) -> list[int]:
+    """Return the rounds after which agents held different weights that have not lost each other in them."""
+    held: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+    for name, row in rows(course.folder):
+        held.setdefault(row["rounds"], []).append((name, row))
+    return sorted(
+        rounds
+        for rounds, all_held in held.items()
+        if any(
+            one["checksum"] != other["checksum"]
+            and one["generation"] <= other["generation"]
+            and (one["generation"] == other["generation"] or name in other["members"])
+            for name, one in all_held
+            for _, other in all_held
+        )
+    )
 
 
 def slowest_recovery(course: Course, happened: Sequence[tuple[float, str, str]], kind: str) -> report.Cell:

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from launching import run_module
 from processes import run_processes
 from torch import nn
 
-from benchmarks import memory, network, peers, picture, quadratic, report, scaling, simulation
+from benchmarks import chaos, memory, network, peers, picture, quadratic, report, scaling, simulation
+from benchmarks.chaos_agent import Course
 from benchmarks.rivals.trainer import TAU
 from dist_lookahead import simulate, slowmo
 from dist_lookahead.figures.style import new_figure
@@ -87,6 +89,23 @@ def test_chaos_tells_how_a_run_ended_and_what_happened_in_it(tmp_path: Path) -> 
     assert run["end"] == "well"
     assert sum(run[kind] for kind in ("kill", "stop", "cut", "poison")) == 1
     assert run["syncs"] == 20
+
+
+@pytest.mark.parametrize(
+    ("later", "differing"),
+    [
+        ({"generation": 0, "members": ["a", "b"]}, [3]),  # of one group
+        ({"generation": 1, "members": ["a", "b"]}, [3]),  # done anew, by one that had come to its end
+        ({"generation": 1, "members": ["b"]}, []),  # by those who had lost it
+    ],
+)
+def test_chaos_finds_agents_that_hold_different_weights(
+    later: dict[str, Any], differing: list[int], tmp_path: Path
+) -> None:
+    first = {"rounds": 3, "checksum": "x", "generation": 0, "members": ["a", "b"]}
+    for name, row in {"a": first, "b": {**first, "checksum": "y", **later}}.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**first, "rounds": 2}) + "\n" + json.dumps(row) + "\n")
+    assert chaos.differing_rounds(Course(folder=tmp_path, steps=8, tau=2, pause=0, timeout=1, silence=1)) == differing
 
 
 def compare_with_another_method() -> str:

@@ -51,7 +51,7 @@ class Survivors:
         self._group = TorchGroup(store, torch.device(device), timeout, lambda: membership.alarm)
         self.generation = membership.generation
         if self.generation.members:
-            membership.begin()
+            membership.meet()
             self._group.form(self.generation, self.rank)
 
     @classmethod
@@ -194,6 +194,7 @@ class Survivors:
 
     def _meet(self, optimizer: DistributedLookahead) -> bool:
         try:
+            self._membership.meet()
             self._group.form(self.generation, self.rank)
             end = self._group.communicator(self.size)
         except RuntimeError as error:  # of torch, where one of them is lost by now

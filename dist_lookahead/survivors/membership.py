@@ -69,17 +69,21 @@ class Membership:
         if members:
             self._store.compare_set(_list(0), "", json.dumps(list(members)))
 
-    def begin(self) -> None:
-        """Wait for all members of generation 0: a group of theirs would wait for them no longer than for a lost one.
+    def meet(self) -> None:
+        """Wait until all members of this generation are here: a group of theirs waits long for one that is lost.
 
         Raises:
-            RuntimeError: one of them has ended before it came here, or does not come.
+            RuntimeError: one of them is lost, or does not come.
         """
-        self._store.set(f"begun/{self.name}", "1")
-        deadline, missing = time.monotonic() + BEGINNING_SECONDS, list(self.generation.members)
-        while missing := [member for member in missing if not self._store.check([f"begun/{member}"])]:
+        number, missing = self.generation.number, list(self.generation.members)
+        self._store.set(f"{number}/meets/{self.name}", "1")
+        deadline = time.monotonic() + BEGINNING_SECONDS
+        while missing := [member for member in missing if not self._store.check([f"{number}/meets/{member}"])]:
             if ended := [member for member in missing if self._store.check([f"gone/{member}"])]:
-                raise RuntimeError(f"{', '.join(ended)} ended before the training began: see what was said there")
+                when = "" if number else " before the training began: see what was said there"
+                raise RuntimeError(f"{', '.join(ended)} ended{when}")
+            if number and self.alarm:  # at the beginning nobody gives signs of life before it is here
+                raise RuntimeError(self.alarm)
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"{', '.join(missing)} did not begin within {BEGINNING_SECONDS:.0f} s: have all nodes been started?"

@@ -18,7 +18,7 @@ from dist_lookahead.survivors.membership import Generation
 from dist_lookahead.survivors.sockets import Sockets, opened_by, shut_down
 
 _set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # before torch 2.14
-MEETING_SECONDS = 30.0  # for agents that have agreed to meet: they are all there, or another one is lost
+MEETING_SECONDS = 10.0  # for agents all of which have just been there
 
 # Off is what torch does by itself when a collective over NCCL fails: it ends the process (error handling, monitoring),
 # after a minute (wait) in which it looks up where the program was (buffers) and writes that down (dump).
