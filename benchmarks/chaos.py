@@ -3,8 +3,8 @@
 Each run draws its faults from its own seed. Each node is a network namespace on this machine, with one agent; the store
 by which they agree is on a node of its own. A killed agent's node starts a new one, which joins. A run is well when all
 agents that are left come to the end, in time, with the same weights, and nobody has ever held others after the same
-sync, but for an agent that the others have lost and done it anew without: it may come to its end with what had been sent
-before, and takes their weights when it joins them. Needs root and iproute2.
+sync. An agent that the others have lost, and done a sync anew without, may come to the end of it with what had been sent
+before; that does not count, since it takes their weights when it joins them. Needs root and iproute2.
 """
 
 import argparse
@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=640, help="of each agent (%(default)s)")
     parser.add_argument("--tau", type=int, default=8, help="fast steps of a round (%(default)s)")
     parser.add_argument("--pause", type=float, default=0.02, help="seconds after a fast step (%(default)s)")
-    parser.add_argument("--timeout", type=float, default=4.0, help="seconds of silence in a collective (%(default)s)")
+    parser.add_argument("--timeout", type=float, default=20.0, help="seconds of silence in a collective (%(default)s)")
     parser.add_argument("--silence", type=float, default=3.0, help="seconds without a sign of life (%(default)s)")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a run is stuck (%(default)s)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="what agents have written, of runs that are not well")
