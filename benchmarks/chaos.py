@@ -3,8 +3,8 @@
 Each run draws its faults from its own seed. Each node is a network namespace on this machine, with one agent; the store
 by which they agree is on a node of its own. A killed agent's node starts a new one, which joins. A run is well when all
 agents that are left come to the end, in time, with the same weights, and nobody has ever held others after the same
-sync. An agent that the others have lost, and done a sync anew without, may come to the end of it with what had been sent
-before; that does not count, since it takes their weights when it joins them. Needs root and iproute2.
+sync. An agent that the others have lost, and done a sync anew without, may come to the end of it with what it had been
+sent before; that does not count, since it takes their weights when it joins them. Needs root and iproute2.
 """
 
 import argparse
