@@ -8,6 +8,7 @@
 # RESTARTS=3 starts all agents again after a fault, three times at most: they go on from the last checkpoint.
 # NODES=2:4 begins with two to four nodes, and goes on with those that are left or have come, at least two: each such
 # change is a restart; give RESTARTS and --set faults.agents=elastic.
+# LAST_CALL=5 waits for nodes beyond the fewest for 5 s, not 30: at the beginning, and after one is lost.
 # HOST is one of the nodes: the one whose host name it is keeps the rendezvous store.
 # INTERFACE=eth1 keeps the collectives to one network interface, such as that of a private network.
 # The results are written by agent 0; checkpoints by every agent, into the same path on each node, which may be a
@@ -15,7 +16,7 @@
 set -euo pipefail
 
 if [ $# -lt 1 ]; then
-    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 
@@ -46,4 +47,5 @@ torchrun=$(command -v torchrun || echo "$here/.venv/bin/torchrun")
 
 exec "$torchrun" --nnodes "$NODES" --nproc-per-node "$AGENTS" --max-restarts "${RESTARTS:-0}" \
     --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "${SLURM_JOB_ID:-dist-lookahead}" \
+    --rdzv-conf "last_call_timeout=${LAST_CALL:-30}" \
     -m dist_lookahead train "$@"
