@@ -14,6 +14,7 @@ from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.mesh import NODES, Mesh
+from dist_lookahead.replicas import everybody_in
 from dist_lookahead.survivors.agents import STORE, Survivors
 from dist_lookahead.train.company import Company, Surviving
 from dist_lookahead.train.meeting import meet
@@ -86,7 +87,7 @@ def join_world(
     else:
         dist.init_process_group(backend, timeout=silence, device_id=own_device)
     try:
-        yield World([ProcessGroupCommunicator(mesh)], chosen)
+        yield World([everybody_in(mesh)], chosen)
     finally:
         dist.destroy_process_group()
 

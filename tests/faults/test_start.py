@@ -15,11 +15,12 @@ import torch.distributed as dist
 
 from dist_lookahead.agreement import AgentsDiffer
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
+from dist_lookahead.mesh import Mesh
 from dist_lookahead.train.meeting import require_same_size
 from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.run_lock import RunLock
 from dist_lookahead.train.start import own_folder, require_same_run
-from dist_lookahead.train.world import World
+from dist_lookahead.train.world import World, join_world
 from tests.launching import LIMIT, environment
 from tests.processes import run_processes
 from tests.training import small_config
@@ -58,6 +59,29 @@ def test_different_settings_are_named_on_every_agent(tmp_path: Path) -> None:
     differ = "evaluation.every: 6.0 on agents [0, 1]; evaluation.every: 4.0 on agents [2]"
     assert heard == {f"agents differ: {differ}. Give the same file and --set to every agent"}
     assert not (tmp_path / "small").exists()
+
+
+def told_of_another_mesh(folder: Path, port: int) -> str:
+    """What an agent hears that torchrun starts; the last one's file has a mesh of four agents."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    dist.destroy_process_group()
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "test"}
+    mesh = Mesh((2, 2), ("node", "local")) if rank == size - 1 else None
+    try:
+        with join_world(agents=1, device="cpu", timeout=60, mesh=mesh) as world:
+            require_same_run(small_config(folder), world)
+    except ValueError as error:
+        return str(error)
+    return "trains"
+
+
+def test_a_mesh_that_one_agent_refuses_is_named_on_every_agent(tmp_path: Path) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first, last = run_processes(told_of_another_mesh, 2, tmp_path, store.port, timeout=120)
+    assert "has 4 agents, and there are 2 processes" in last
+    assert "has 4 agents, and there are 2 processes" in first
+    assert first.startswith("agents differ: ")
 
 
 def test_where_files_are_may_differ_from_node_to_node(tmp_path: Path) -> None:
