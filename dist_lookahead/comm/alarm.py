@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from dist_lookahead.comm.communicator import Work
 
-GRACE_SECONDS = 1.0  # for a collective that is as good as done: an agent that has ended may have sent all of its part
+GRACE_SECONDS = 0.25  # for a collective that is as good as done: an agent that has ended may have sent all of its part
 LOOK_SECONDS = 0.0005
 
 
