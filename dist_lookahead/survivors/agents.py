@@ -22,7 +22,8 @@ from dist_lookahead.comm.communicator import CollectiveError
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.failure import SyncError
 from dist_lookahead.optimizer import DistributedLookahead
-from dist_lookahead.survivors.membership import Generation, LeftOut, Membership, connect
+from dist_lookahead.survivors.membership import LeftOut, Membership, connect
+from dist_lookahead.survivors.signs_of_life import Generation
 from dist_lookahead.survivors.torch_group import TorchGroup
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Survivors:
     def __init__(
         self, membership: Membership, store: dist.Store, *, timeout: float, device: torch.device | str = "cpu"
     ) -> None:
-        self._membership, self._store = membership, store
+        self._membership, self._store, self._timeout = membership, store, timeout
         self._group = TorchGroup(store, torch.device(device), timeout, lambda: membership.alarm)
         self.generation = membership.generation
         if self.generation.members:
@@ -159,7 +160,7 @@ class Survivors:
 
         def agree() -> Generation:
             progress = [sum(bound.rounds for bound in stack.bound), stack.clock]
-            return self._membership.agree(progress, newcomers=newcomers)
+            return self._membership.agree(progress, newcomers=newcomers, patience=self._timeout)
 
         self._regroup(optimizer, agree)
 

@@ -11,32 +11,28 @@ thread hears when others have begun to agree on who is left: an agent that waits
 
 import contextlib
 import json
+import logging
 import socket
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
 
-BEAT_SECONDS, LISTEN_SECONDS = 1.0, 0.25
+from dist_lookahead.survivors.signs_of_life import Generation, SignsOfLife, call_key
+
 LOOK_SECONDS = 0.02
+MEETING_SECONDS = 30.0  # between those that have agreed to meet
+SAY_SECONDS = 10.0  # after which it is said who is waited for, and again after twice that
 BEGINNING_SECONDS = 600.0  # between the first agent that begins and the last one: nodes are started one by one
 MOST, LONGEST = 4096, 200  # members, and characters of a name
 Progress = Sequence[int]
 
+_log = logging.getLogger(__name__)
+
 
 class LeftOut(RuntimeError):
     """The others have gone on without this agent, which they took for lost."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Agents that are a group, in the order of their ranks."""
-
-    number: int
-    members: tuple[str, ...]
 
 
 class Membership:
@@ -64,7 +60,7 @@ class Membership:
         self._store = store
         self._silence = silence
         self.generation = Generation(0, tuple(members))
-        self._signs = _SignsOfLife(beats, name, self.generation, silence)
+        self._signs = SignsOfLife(beats, name, self.generation, silence)
         self._knocks_heard = self._knocks()
         if members:
             self._store.compare_set(_list(0), "", json.dumps(list(members)))
@@ -77,7 +73,8 @@ class Membership:
         """
         number, missing = self.generation.number, list(self.generation.members)
         self._store.set(f"{number}/meets/{self.name}", "1")
-        deadline = time.monotonic() + BEGINNING_SECONDS
+        patience = MEETING_SECONDS if number else BEGINNING_SECONDS
+        deadline = time.monotonic() + patience
         while missing := [member for member in missing if not self._store.check([f"{number}/meets/{member}"])]:
             if ended := [member for member in missing if self._store.check([f"gone/{member}"])]:
                 when = "" if number else " before the training began: see what was said there"
@@ -85,17 +82,16 @@ class Membership:
             if number and self.alarm:  # at the beginning nobody gives signs of life before it is here
                 raise RuntimeError(self.alarm)
             if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"{', '.join(missing)} did not begin within {BEGINNING_SECONDS:.0f} s: have all nodes been started?"
-                )
+                raise RuntimeError(f"{', '.join(missing)} did not come within {patience:.0f} s: do all nodes run?")
             time.sleep(LOOK_SECONDS)
 
-    def agree(self, progress: Progress, *, newcomers: bool = False) -> Generation:
+    def agree(self, progress: Progress, *, newcomers: bool = False, patience: float = BEGINNING_SECONDS) -> Generation:
         """Return the next generation; all members come here, and those that want to join are in `join`.
 
         Args:
             progress: how far this agent has come; who has come furthest is first.
             newcomers: whether those that want to join are taken in.
+            patience: seconds after which a member that lives, but does not come, is taken for lost.
 
         Raises:
             LeftOut: the others have agreed without this agent.
@@ -103,13 +99,15 @@ class Membership:
         number = self.generation.number + 1
         since = self._knocks_heard
         if not newcomers:  # else all of them know it by their last sync, which some may not have come out of yet
-            self._store.set(_call(number), "1")
+            self._store.set(call_key(number), "1")
         if newcomers:  # who is too late for this list knocks again
             self._knocks_heard = self._knocks()
         self._sign_in(number, progress)
+        waiting = _Waiting(patience)
         while not self._store.check([_list(number)]):
             here = self._here(number, self.generation.members)
-            if all(member in here or self._is_gone(member) for member in self.generation.members):
+            missing = [name for name in self.generation.members if name not in here and not self._is_gone(name)]
+            if not missing or waiting.was_long_enough(missing):
                 self._propose(number, {**here, **self._here(number, self._newcomers(since) if newcomers else [])})
             time.sleep(LOOK_SECONDS)
         return self._enter(number)
@@ -189,74 +187,21 @@ class Membership:
         return self._store.add("newcomers", 0)
 
 
-class _SignsOfLife(threading.Thread):
-    """Gives a sign of life each second, notes when the last one of each other agent came, and hears what they call."""
+class _Waiting:
+    """For members that live, but do not come: says so now and then, and when it has been long enough."""
 
-    def __init__(self, store: dist.Store, name: str, generation: Generation, silence: float) -> None:
-        super().__init__(name="signs of life", daemon=True)
-        self._store, self._own, self._silence = store, name, silence
-        self._heard: dict[str, tuple[int, float]] = {}
-        self._alarm = generation, ""
-        self._looked = time.monotonic()
-        self._ended = threading.Event()
-        self.watch(generation)
-        self.start()
+    def __init__(self, patience: float) -> None:
+        self._since, self._patience, self._due = time.monotonic(), patience, SAY_SECONDS
 
-    def watch(self, generation: Generation) -> None:
-        """Look at these agents from now on."""
-        self._heard = {member: self._heard.get(member, (-1, time.monotonic())) for member in generation.members}
-        self._generation = generation
-
-    @property
-    def alarm(self) -> str:
-        """Who of the agents is lost, or that some agree on who is left; "" while all is well."""
-        generation, text = self._alarm
-        return text if generation is self._generation else ""
-
-    def silent_for(self, member: str) -> float:
-        """Return for how many seconds an agent has given no sign, up to the last time that this one could look.
-
-        After a cut it may be this agent's own connection that is not back yet: then nothing is known of the others.
-        """
-        return self._looked - self._heard[member][1]
-
-    def end(self) -> None:
-        """Give no more signs."""
-        self._ended.set()
-        self.join()
-
-    def run(self) -> None:
-        """Give, look and listen, until it is ended or the store is."""
-        due = 0.0
-        while not self._ended.wait(LISTEN_SECONDS):
-            try:
-                if time.monotonic() >= due:
-                    due = time.monotonic() + BEAT_SECONDS
-                    self._beat()
-                self._listen()
-            except RuntimeError:  # a connection that has not outlived a cut; without a store nobody agrees on anything
-                try:
-                    self._store = self._store.clone()
-                except RuntimeError:
-                    return
-
-    def _beat(self) -> None:
-        self._store.add(f"beat/{self._own}", 1)
-        for member, (beats, _) in list(self._heard.items()):
-            now = self._store.add(f"beat/{member}", 0)
-            if now != beats and member in self._heard:
-                self._heard[member] = now, time.monotonic()
-        self._looked = time.monotonic()
-
-    def _listen(self) -> None:
-        generation = self._generation
-        others = [member for member in generation.members if member != self._own]
-        if silent := [member for member in others if self.silent_for(member) > self._silence]:
-            self._alarm = generation, f"no sign of life of {', '.join(silent)} for {self._silence:g} s"
-        elif self._store.check([_call(generation.number + 1)]):
-            self._alarm = generation, "others have lost an agent, and agree on who is left"
-        elif self._alarm[1]:  # a silent one has come back in time
-            self._alarm = generation, ""
+    def was_long_enough(self, missing: Sequence[str]) -> bool:
+        waited, names = time.monotonic() - self._since, ", ".join(missing)
+        if waited >= self._patience:
+            _log.warning("%s gave signs of life, but did not come for %.0f s: going on without", names, waited)
+            return True
+        if waited >= self._due:
+            self._due *= 2
+            _log.warning("%s: signs of life, but not there for %.0f s; waiting", names, waited)
+        return False
 
 
 def serve(host: str, port: int) -> tuple[dist.Store, int]:
@@ -288,10 +233,6 @@ def connect(host: str, port: int, token: str, *, timeout: float) -> dist.Store:
     """
     store = dist.TCPStore(host, port, None, False, timedelta(seconds=timeout))
     return dist.PrefixStore(f"dist_lookahead/{token}", store)
-
-
-def _call(number: int) -> str:
-    return f"{number}/called"
 
 
 def _list(number: int) -> str:

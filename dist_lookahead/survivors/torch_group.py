@@ -14,7 +14,7 @@ from dist_lookahead.comm.alarm import Alarm
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.level import Level
 from dist_lookahead.mesh import Mesh
-from dist_lookahead.survivors.membership import Generation
+from dist_lookahead.survivors.signs_of_life import Generation
 from dist_lookahead.survivors.sockets import Sockets, opened_by, shut_down
 
 _set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # before torch 2.14

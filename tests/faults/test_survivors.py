@@ -114,9 +114,8 @@ def test_a_new_agent_takes_the_state_of_the_others_at_their_next_sync(tmp_path: 
 
 
 def waits_for_newcomer(log: Path, agents: object, optimizer: DistributedLookahead) -> None:
-    membership = agents._membership  # pyright: ignore[reportAttributeAccessIssue] - the moment is what is tested
     if optimizer.stack.clock == 6:
-        wait_until(lambda: membership._knocks() > 0)
+        waits_for_it_to_knock(agents)
 
 
 @DEVICES
@@ -142,6 +141,26 @@ def test_an_agent_that_stood_still_is_left_out_and_joins_again(tmp_path: Path, d
     assert all(told[row["rounds"]] == row["weights"] for row in rows(tmp_path, "agent-1"))
 
 
+def test_an_agent_that_lives_but_does_not_come_is_left_out_and_joins_again(tmp_path: Path) -> None:
+    """Breaks if those who agree wait for it as long as it gives signs of life."""
+    with started(
+        descend, 2, LEVELS, 40, tmp_path, partial(dawdles, tmp_path), {"timeout": 2.0, "silence": 60.0}
+    ) as agents:
+        assert set(agents.end().values()) == {0}
+    members = [row["members"] for row in rows(tmp_path, "agent-0")]
+    assert members[0] == members[-1] == ["agent-0", "agent-1"]
+    assert ["agent-0"] in members
+    assert rows(tmp_path, "agent-1")[-1] == rows(tmp_path, "agent-0")[-1]
+
+
+def dawdles(log: Path, agents: object, optimizer: DistributedLookahead) -> None:
+    """Agent 1 takes its time once, until the other has gone on without it."""
+    if os.environ["DIST_LOOKAHEAD_NAME"] == "agent-1" and optimizer.stack.clock == 5:
+        wait_until(lambda: len(rows(log, "agent-0")) >= 3)
+    elif optimizer.stack.clock == 18:
+        waits_for_it_to_knock(agents)
+
+
 def stands_still(log: Path, agents: object, optimizer: DistributedLookahead) -> None:
     """Agent 1 stops itself once; agent 0 takes its later steps only when it is there again."""
     clock, name = optimizer.stack.clock, os.environ["DIST_LOOKAHEAD_NAME"]
@@ -149,8 +168,12 @@ def stands_still(log: Path, agents: object, optimizer: DistributedLookahead) -> 
         (log / "still").touch()
         os.kill(os.getpid(), signal.SIGSTOP)
     if name == "agent-0" and clock == 18:
-        membership = agents._membership  # pyright: ignore[reportAttributeAccessIssue] - the moment is what is tested
-        wait_until(lambda: membership._knocks() > 0)
+        waits_for_it_to_knock(agents)
+
+
+def waits_for_it_to_knock(agents: object) -> None:
+    membership = agents._membership  # pyright: ignore[reportAttributeAccessIssue] - the moment is what is tested
+    wait_until(lambda: membership._knocks() > 0)
 
 
 CODES = slowmo(tau=TAU, beta=0.5, codec=Quantised(bits=8))
