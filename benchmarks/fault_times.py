@@ -82,7 +82,7 @@ CASES = {
     "stopped, report_after 3, timeout 6": Case(by_hand, signal.SIGSTOP, LATE, STOPS),
     "stopped with the store, report_after 3, timeout 6": Case(by_hand_with_store, signal.SIGSTOP, LATE, STOPS),
     "killed, others go on": Case(by_launch, signal.SIGKILL, f"{CONTINUE}, timeout: 60", GOES_ON),
-    "stopped, others go on, timeout 3": Case(by_launch, signal.SIGSTOP, f"{CONTINUE}, timeout: 3", GOES_ON),
+    "stopped, others go on": Case(by_launch, signal.SIGSTOP, f"{CONTINUE}, timeout: 60", GOES_ON),
     "killed, RESTARTS=3": Case(by_torchrun, signal.SIGKILL, "on_lost_agent: restart", AGAIN, checkpoint=200),
     "node killed, NODES=2:4": Case(by_nodes, signal.SIGKILL, ELASTIC, AGAIN, checkpoint=200),
 }
