@@ -11,6 +11,7 @@
 keeps the store by which they agree.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -166,6 +167,9 @@ class Survivors:
 
     def end(self) -> None:
         """Leave: the others do not wait for this agent any more."""
+        with contextlib.suppress(RuntimeError):  # without the store nobody can go on without this agent
+            if self._membership.is_left_out:
+                _log.warning("the others have gone on without this agent: the weights it ends with are not theirs")
         self._membership.end()
         self._group.close()
 

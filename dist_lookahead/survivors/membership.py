@@ -139,6 +139,12 @@ class Membership:
         """Why it is of no use to wait for all the others: one is lost, or they agree on who is left; "" elsewhere."""
         return self._signs.alarm
 
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the others have agreed without this agent since it was with them last."""
+        number = self.generation.number + 1
+        return self._store.check([_list(number)]) and self.name not in _read_list(self._store.get(_list(number)))
+
     def somebody_knocks(self) -> bool:
         """Return whether an agent wants to join."""
         return self._knocks() > self._knocks_heard

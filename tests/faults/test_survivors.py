@@ -284,7 +284,10 @@ def test_who_comes_after_the_list_was_written_is_left_out() -> None:
     store = dist.HashStore()
     a, b = (Membership(store, store, name, ["a", "b"], silence=60) for name in "ab")
     store.set("gone/b", "1")
+    assert not b.is_left_out
     assert a.agree([1, 4]).members == ("a",)
+    assert b.is_left_out
+    assert not a.is_left_out
     with pytest.raises(LeftOut, match="taken for lost"):
         b.agree([1, 4])
     a.end()
