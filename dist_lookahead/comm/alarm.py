@@ -20,7 +20,7 @@ class Alarm:
         ring: says why it is of no use to wait for the others; "" where nothing is known.
 
     Attributes:
-        left_works: whether collectives have been left that may still be under way.
+        left_works: whether a collective has failed or been left: it and others may still be under way.
 
     Example:
         >>> Alarm(lambda: "").left_works
@@ -37,12 +37,18 @@ class Alarm:
         Raises:
             RuntimeError: the work has failed, or the alarm has rung for a while.
         """
+        try:
+            self._until_done(work)
+            work.wait()
+        except RuntimeError:
+            self.left_works = True
+            raise
+
+    def _until_done(self, work: Work) -> None:
         rung = 0.0
         while isinstance(work, dist.Work) and not work.is_completed():
             reason, now = self._ring(), time.monotonic()
             rung = (rung or now) if reason else 0.0
             if reason and now > rung + GRACE_SECONDS:
-                self.left_works = True
                 raise RuntimeError(reason)
             time.sleep(LOOK_SECONDS)
-        work.wait()

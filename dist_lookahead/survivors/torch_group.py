@@ -101,8 +101,9 @@ class TorchGroup:
             group._get_backend(torch.device("cuda")).abort()
         elif self.alarm.left_works:
             # Gloo has no abort. Without connections the lost agent cannot come to the end of a sync that the others do
-            # anew; and to destroy the group would wait for its threads, some of which do not see that they are gone.
-            # So it is never destroyed, not at the end of the process either; they end when they have waited enough.
+            # anew; and to destroy the group would wait for its threads, some of which do not see that they are gone,
+            # such as one that sends to a killed agent. So it is never destroyed, not at the end of the process either;
+            # its threads end their waits by the timeout.
             shut_down(self._sockets)
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
         self.close()
