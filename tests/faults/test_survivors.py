@@ -144,7 +144,7 @@ def test_an_agent_that_stood_still_is_left_out_and_joins_again(tmp_path: Path, d
 def test_an_agent_that_lives_but_does_not_come_is_left_out_and_joins_again(tmp_path: Path) -> None:
     """Breaks if those who agree wait for it as long as it gives signs of life."""
     with started(
-        descend, 2, LEVELS, 40, tmp_path, partial(dawdles, tmp_path), {"timeout": 2.0, "silence": 60.0}
+        descend, 2, LEVELS, 40, tmp_path, partial(dawdles, tmp_path), {"timeout": 3.0, "silence": 60.0}
     ) as agents:
         assert set(agents.end().values()) == {0}
     members = [row["members"] for row in rows(tmp_path, "agent-0")]
