@@ -58,7 +58,6 @@ class Membership:
     ) -> None:
         self.name = name
         self._store = store
-        self._silence = silence
         self.generation = Generation(0, tuple(members))
         self._signs = SignsOfLife(beats, name, self.generation, silence)
         self._knocks_heard = self._knocks()
@@ -98,10 +97,10 @@ class Membership:
         """
         number = self.generation.number + 1
         since = self._knocks_heard
-        if not newcomers:  # else all of them know it by their last sync, which some may not have come out of yet
-            self._store.set(call_key(number), "1")
         if newcomers:  # who is too late for this list knocks again
             self._knocks_heard = self._knocks()
+        else:  # with newcomers all know it by their last sync, which some may not have come out of yet
+            self._store.set(call_key(number), "1")
         self._sign_in(number, progress)
         waiting = _Waiting(patience)
         while not self._store.check([_list(number)]):
@@ -184,7 +183,7 @@ class Membership:
         return [name for name in dict.fromkeys(names) if not self._store.check([f"gone/{name}"])]
 
     def _is_gone(self, member: str) -> bool:
-        return self._store.check([f"gone/{member}"]) or self._signs.silent_for(member) > self._silence
+        return self._store.check([f"gone/{member}"]) or bool(self._signs.silent([member]))
 
     def _number(self) -> int:
         return int(self._store.get("number")) if self._store.check(["number"]) else 0

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -48,12 +49,13 @@ class SignsOfLife(threading.Thread):
         generation, text = self._alarm
         return text if generation is self._generation else ""
 
-    def silent_for(self, member: str) -> float:
-        """Return for how many seconds an agent has given no sign, up to the last time that this one could look.
+    def silent(self, members: Sequence[str]) -> list[str]:
+        """Return which of some agents have given no sign for long, up to the last time that this one could look.
 
         After a cut it may be this agent's own connection that is not back yet: then nothing is known of the others.
         """
-        return self._looked - self._heard[member][1]
+        heard = self._heard  # of one generation, also where another one is watched meanwhile
+        return [member for member in members if member in heard and self._looked - heard[member][1] > self._silence]
 
     def end(self) -> None:
         """Give no more signs."""
@@ -85,8 +87,7 @@ class SignsOfLife(threading.Thread):
 
     def _listen(self) -> None:
         generation = self._generation
-        others = [member for member in generation.members if member != self._own]
-        if silent := [member for member in others if self.silent_for(member) > self._silence]:
+        if silent := self.silent([member for member in generation.members if member != self._own]):
             self._alarm = generation, f"no sign of life of {', '.join(silent)} for {self._silence:g} s"
         elif self._store.check([call_key(generation.number + 1)]):
             self._alarm = generation, "others have lost an agent, and agree on who is left"
