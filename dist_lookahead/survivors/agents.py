@@ -19,8 +19,9 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from dist_lookahead.comm.communicator import CollectiveError
+from dist_lookahead.comm.communicator import CollectiveError, Communicator
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
+from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.failure import SyncError
 from dist_lookahead.optimizer import DistributedLookahead
 from dist_lookahead.survivors.membership import LeftOut, Membership, connect
@@ -88,6 +89,10 @@ class Survivors:
     def size(self) -> int:
         """Number of agents that are there now."""
         return max(1, len(self.generation.members))
+
+    def communicator(self) -> Communicator:
+        """Return this agent's end of those that are there now; alone, of one that joins later."""
+        return simulate(1)[0] if self.joins else self._group.communicator(self.size)
 
     @property
     def joins(self) -> bool:
@@ -201,7 +206,7 @@ class Survivors:
         try:
             self._membership.meet()
             self._group.form(self.generation, self.rank)
-            end = self._group.communicator(self.size)
+            end = self.communicator()
         except RuntimeError as error:  # of torch, where one of them is lost by now
             _log.warning("the group of %s was not made: %s", ", ".join(self.generation.members), error)
             return False

@@ -18,7 +18,7 @@ from dist_lookahead.survivors.signs_of_life import Generation
 from dist_lookahead.survivors.sockets import Sockets, opened_by, shut_down
 
 _set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # before torch 2.14
-MEETING_SECONDS = 10.0  # for agents all of which have just been there
+CONNECTING_SECONDS = 10.0  # for agents all of which have just been there
 
 # Off is what torch does by itself when a collective over NCCL fails: it ends the process (error handling, monitoring),
 # after a minute (wait) in which it looks up where the program was (buffers) and writes that down (dump).
@@ -29,7 +29,7 @@ OWN_HANDLING = {
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "0",  # TORCH_FR_BUFFER_SIZE in later versions
     "TORCH_FR_BUFFER_SIZE": "0",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
-    "TORCH_NCCL_NONBLOCKING_TIMEOUT": str(int(MEETING_SECONDS)),
+    "TORCH_NCCL_NONBLOCKING_TIMEOUT": str(int(CONNECTING_SECONDS)),
 }
 
 
@@ -44,7 +44,7 @@ class TorchGroup:
     """
 
     def __init__(self, store: dist.Store, device: torch.device, timeout: float, ring: Callable[[], str]) -> None:
-        self._store, self._timeout, self._ring = store, timeout, ring
+        self._store, self._timeout = store, timeout
         self._on_gpu = device.type == "cuda"
         self.alarm = Alarm(ring)
         self._sockets: Sockets = {}
@@ -74,8 +74,8 @@ class TorchGroup:
         dist.distributed_c10d._world.group_count = 0
         if self._on_gpu:
             os.environ |= OWN_HANDLING
-        self.alarm = Alarm(self._ring)
-        patience = min(self._timeout, MEETING_SECONDS)
+        self.alarm.left_works = False
+        patience = min(self._timeout, CONNECTING_SECONDS)
         self._sockets = opened_by(
             lambda: dist.init_process_group(
                 "nccl" if self._on_gpu else "gloo",

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 
 from dist_lookahead.comm.communicator import Communicator
-from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.comm.simulated import simulate
 from dist_lookahead.mesh import NODES, Mesh
 from dist_lookahead.replicas import everybody_in
@@ -106,9 +105,7 @@ def _survivors(device: torch.device, timeout: float, *, survives: bool) -> Itera
         )
     survivors = Survivors.from_environment(timeout=timeout, device=device)
     try:
-        mesh = Mesh((survivors.size,))
-        end = simulate(mesh)[0] if survivors.joins else ProcessGroupCommunicator(mesh, roll_call=0)
-        yield World([end], device, company=Surviving(survivors))
+        yield World([survivors.communicator()], device, company=Surviving(survivors))
     finally:
         survivors.end()
 
