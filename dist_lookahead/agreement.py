@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from dist_lookahead.comm.communicator import Communicator, Pending, Work
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.mail import who_says_what
+from dist_lookahead.mesh import Mesh
 from dist_lookahead.sharded import shard_axis
 
 LONGEST = 2**24  # bytes of a text: enough for a line about each of a hundred thousand parameters
@@ -78,6 +79,11 @@ def described_optimizer(inner: Optimizer) -> str:
     options = ", ".join(sorted(inner.defaults))
     parts = f"split along {split[0]!r}" if split else "whole"
     return f"fast optimizer {type(inner).__name__}({options}) of {len(inner.param_groups)} groups, parameters {parts}"
+
+
+def described_training(mesh: Mesh, levels: Sequence[object], inner: Optimizer) -> list[str]:
+    """Return the lines that all processes compare before any of them makes a group along an axis of the mesh."""
+    return [versions(), str(mesh), *described(levels), described_optimizer(inner)]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from dist_lookahead.agreement import described, described_optimizer, refused_together, require_same, versions
+from dist_lookahead.agreement import described_training, refused_together, require_same
 from dist_lookahead.comm.communicator import Communicator
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator, default_communicator
 from dist_lookahead.level import Level
@@ -54,8 +54,7 @@ def replicas(
         )
     for fault in filter(None, (unfit(levels, axis), _without_effect(data_parallel, axis))):
         raise ValueError(fault)
-    # The same lines as where weights are whole: all processes compare them before any of them makes a group.
-    lines = [versions(), str(everybody.mesh), *described(levels), described_optimizer(inner)]
+    lines = described_training(everybody.mesh, levels, inner)  # first of those where weights are whole
     everybody.run(require_same(everybody, lines, torch.device(everybody.device)))
     return everybody.without(axis)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dist_lookahead import overlap, slow_state
-from dist_lookahead.agreement import described, described_optimizer, versions
+from dist_lookahead.agreement import described_training
 from dist_lookahead.binding import bind_levels
 from dist_lookahead.bound_level import BoundLevel
 from dist_lookahead.bucket import Bucket
@@ -290,8 +290,7 @@ class LevelStack:
         names = ("average_buffers", "check_every", "differing", "recoverable")
         rest = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         devices = {parameter.device for group in self.inner.param_groups for parameter in group["params"]}
-        what = [*described(self.levels), described_optimizer(self.inner)]
-        lines = [versions(), str(self.communicator.mesh), *what, rest, way(devices)]
+        lines = [*described_training(self.communicator.mesh, self.levels, self.inner), rest, way(devices)]
         yield from self.inventory.open(lines, take=take)
         self._capture()
 
