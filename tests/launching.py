@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -114,10 +115,17 @@ def run_module(
 
 
 def _places(processes: int, port: int | None) -> list[dict[str, str]]:
-    return [_torchrun_environment(rank, processes, port) for rank in range(processes)]
+    return [torchrun_environment(rank, processes, port) for rank in range(processes)]
 
 
-def _torchrun_environment(rank: int, size: int, port: int | None) -> dict[str, str]:
+def free_port() -> int:
+    """Return a port at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def torchrun_environment(rank: int, size: int, port: int | None) -> dict[str, str]:
+    """Return what torchrun would tell a process."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from digits_training import Agent, batch, make_agent, make_agents, make_model, mesh_for, same, train
 from launching import train_in_processes
-from processes import run_processes
+from processes import ON_A_GPU, run_processes
 from test_contracts import ALL, TAU, Row
 from test_training_resume import compare
 from torch import nn
@@ -19,10 +19,7 @@ from dist_lookahead import DistributedLookahead, Level, Mesh, diloco, local_sgd,
 from dist_lookahead.comm.process_group import ProcessGroupCommunicator
 from dist_lookahead.train.config import Config
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = ON_A_GPU
 STEPS = 2 * TAU + 1
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from dist_lookahead.survivors.agents import TOKEN
 from dist_lookahead.train.config_file import write_yaml
 from dist_lookahead.train.recorder import read_metrics
 from dist_lookahead.train.run_directory import RunDirectory
-from tests.launching import environment, run, running, wait_until
+from tests.launching import environment, free_port, run, running, wait_until
 from tests.processes import DEVICES
 from tests.training import small_config
 
@@ -112,9 +111,7 @@ def test_a_node_goes_on_without_the_other_one(tmp_path: Path, monkeypatch: pytes
     """Nobody is left there to say that its agents have ended; breaks if those here, or their launcher, wait for it."""
     monkeypatch.setenv(TOKEN, "of this test")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        store = f"127.0.0.1:{free.getsockname()[1]}"
-    launch = ["launch", "--agents", "1", "--nodes", "2", "--store", store, "--node"]
+    launch = ["launch", "--agents", "1", "--nodes", "2", "--store", f"127.0.0.1:{free_port()}", "--node"]
     module, train = "tests.impatient", ["-m", "tests.impatient", "train", str(written(tmp_path))]
     with (
         running(module, [*launch, "0", *train]) as ([first], output),

@@ -1,7 +1,6 @@
 """Agents of a training that were started with different files or numbers are told so, all of them, at once."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,16 +20,11 @@ from dist_lookahead.train.run_directory import RunDirectory
 from dist_lookahead.train.run_lock import RunLock
 from dist_lookahead.train.start import own_folder, require_same_run
 from dist_lookahead.train.world import World, join_world
-from tests.launching import LIMIT, environment
+from tests.launching import LIMIT, environment, free_port, torchrun_environment
 from tests.processes import run_processes
 from tests.training import small_config
 
 pytestmark = pytest.mark.timeout(240)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def told(folder: Path, **other: Any) -> str:
@@ -65,8 +59,7 @@ def told_of_another_mesh(folder: Path, port: int) -> str:
     """What an agent hears that torchrun starts; the last one's file has a mesh of four agents."""
     rank, size = dist.get_rank(), dist.get_world_size()
     dist.destroy_process_group()
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= torchrun_environment(rank, size, port)
     mesh = Mesh((2, 2), ("node", "local")) if rank == size - 1 else None
     try:
         with join_world(agents=1, device="cpu", timeout=60, mesh=mesh) as world:

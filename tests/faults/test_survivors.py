@@ -155,7 +155,7 @@ def test_an_agent_that_lives_but_does_not_come_is_left_out_and_joins_again(tmp_p
 
 def dawdles(log: Path, agents: object, optimizer: DistributedLookahead) -> None:
     """Agent 1 takes its time once, until the other has gone on without it."""
-    if os.environ["DIST_LOOKAHEAD_NAME"] == "agent-1" and optimizer.stack.clock == 5:
+    if os.environ[NAME] == "agent-1" and optimizer.stack.clock == 5:
         wait_until(lambda: len(rows(log, "agent-0")) >= 3)
     elif optimizer.stack.clock == 18:
         waits_for_it_to_knock(agents)
@@ -163,7 +163,7 @@ def dawdles(log: Path, agents: object, optimizer: DistributedLookahead) -> None:
 
 def stands_still(log: Path, agents: object, optimizer: DistributedLookahead) -> None:
     """Agent 1 stops itself once; agent 0 takes its later steps only when it is there again."""
-    clock, name = optimizer.stack.clock, os.environ["DIST_LOOKAHEAD_NAME"]
+    clock, name = optimizer.stack.clock, os.environ[NAME]
     if name == "agent-1" and clock == 5:
         (log / "still").touch()
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -220,7 +220,6 @@ def test_the_launcher_does_not_end_the_others_and_starts_a_lost_agent_anew(tmp_p
 PROGRAM = """
 import sys
 from pathlib import Path
-from processes import DEVICES, ON_A_GPU
 from surviving import descend
 from faults.test_survivors import LEVELS, PATIENT, dies_and_is_waited_for
 descend(LEVELS, 16, Path(sys.argv[1]), dies_and_is_waited_for, PATIENT)
@@ -228,7 +227,7 @@ descend(LEVELS, 16, Path(sys.argv[1]), dies_and_is_waited_for, PATIENT)
 
 
 def dies_and_is_waited_for(agents: object, optimizer: DistributedLookahead) -> None:
-    name, clock = os.environ["DIST_LOOKAHEAD_NAME"], optimizer.stack.clock
+    name, clock = os.environ[NAME], optimizer.stack.clock
     if name == "agent-1" and clock == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "agent-0" and clock == 10:
